@@ -1,0 +1,1 @@
+"""Redis side of the Agent Orchestrator: names, logs, queues, the callback-router."""

@@ -1,0 +1,65 @@
+"""What can go wrong on the Redis side.
+
+OrchestratorError
+├── ConfigurationError       a setting is unknown or has a bad value: the process does not start
+├── InvalidId                an id is empty, too long or has a character outside the contract's set
+├── InvalidCursor            a cursor is not of the form ``epoch:seq``
+├── BadCallback              a callback cannot be understood: it goes to the dead letters with its reason
+├── QueueFull                the actions queue is at its limit
+└── RedisUnavailable         Redis did not answer, or not in time
+    └── RedisRefused         Redis answered with an error reply
+"""
+
+from __future__ import annotations
+
+
+class OrchestratorError(Exception):
+    """Base of all errors that this project raises on purpose."""
+
+
+class ConfigurationError(OrchestratorError):
+    """A setting is unknown or has a bad value."""
+
+
+class InvalidId(OrchestratorError):
+    """An id is outside of what the contract allows.
+
+    Attributes:
+        what: which id it is, in the caller's words (``tenant_id``, ``X-Session-ID``).
+    """
+
+    def __init__(self, what: str, value: str) -> None:
+        self.what = what
+        shown = ascii(value[:40]) + ("…" if len(value) > 40 else "")
+        problem = "is missing" if not value else f"is not a valid id: {shown}"
+        super().__init__(f"{what} {problem}; an id is 1 to 128 characters of A-Z a-z 0-9 . _ ~ -")
+
+
+class InvalidCursor(OrchestratorError):
+    """A cursor is not of the form ``epoch:seq``."""
+
+
+class BadCallback(OrchestratorError):
+    """A callback cannot be understood.
+
+    Attributes:
+        reason: one of the closed list in ``backplane.router.dispatch.REASONS``.
+        detail: what exactly is wrong, for the operator.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}")
+
+
+class QueueFull(OrchestratorError):
+    """The actions queue holds as many actions as its setting allows."""
+
+
+class RedisUnavailable(OrchestratorError):
+    """Redis did not answer, or not in time; whether it did what was asked is unknown."""
+
+
+class RedisRefused(RedisUnavailable):
+    """Redis answered with an error reply; it did not do what was asked."""

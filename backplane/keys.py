@@ -1,0 +1,154 @@
+"""Every Redis name of the project, in one place: [P] pure.
+
+Queues shared with the AES follow templates (contract, section 1). The project's own keys begin with
+``KEY_PREFIX`` and never with the literal start of the callbacks template, or the router's wake-up would
+be told about each of its own writes.
+
+The keys of a session carry its callback list as the hash tag (``{orchestrator:acme:callbacks}``), so that
+on a Redis Cluster they live in the slot of that list and one script can move a callback into its log.
+"""
+
+from __future__ import annotations
+
+import re
+
+from backplane.errors import ConfigurationError, InvalidId
+
+TIERS = ("free", "advance", "professional", "enterprise")
+
+_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
+_USER_ID = re.compile(r"[A-Za-z0-9._~@+-]{1,128}", re.ASCII)
+
+
+def check_id(value: str, what: str) -> str:
+    """Return ``value`` if it may stand in a key, a channel and a log line.
+
+    Raises:
+        InvalidId: it is empty, over 128 characters, or has another character.
+    """
+    if _ID.fullmatch(value) is None:
+        raise InvalidId(what, value)
+    return value
+
+
+def check_user_id(value: str, what: str) -> str:
+    """As `check_id`, with ``@`` and ``+`` allowed too.
+
+    Raises:
+        InvalidId: it is not a valid user id.
+    """
+    if _USER_ID.fullmatch(value) is None:
+        raise InvalidId(what, value)
+    return value
+
+
+def is_id(value: object) -> bool:
+    """Whether ``value`` is text that `check_id` would return."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
+class Keys:
+    """The names that one deployment uses.
+
+    Args:
+        prefix: start of the project's own keys.
+        environment: ``dev``, ``staging``, …: stands in the name of the actions queues.
+        actions_template: with ``{environment}`` and ``{tier}``.
+        callbacks_template: with ``{tenant_id}``, and some text before it.
+
+    Raises:
+        ConfigurationError: a template lacks its field, or the own keys would wake the router.
+    """
+
+    def __init__(self, prefix: str, environment: str, actions_template: str, callbacks_template: str) -> None:
+        self.prefix = prefix
+        if "{tier}" not in actions_template:
+            raise ConfigurationError("ACTIONS_QUEUE_TEMPLATE must contain {tier}")
+        before, field, after = callbacks_template.partition("{tenant_id}")
+        if not field or not before or "{" in before + after or "}" in before + after:
+            raise ConfigurationError(
+                "CALLBACKS_QUEUE_TEMPLATE must be text, then {tenant_id} once, and no other braces"
+            )
+        if prefix.startswith(before) or before.startswith(prefix):
+            raise ConfigurationError(
+                f"KEY_PREFIX {prefix!r} and the callbacks queue's start {before!r} must not begin alike"
+            )
+        self._actions = {
+            tier: actions_template.replace("{environment}", environment).replace("{tier}", tier)
+            for tier in TIERS
+        }
+        self._before, self._after = before, after
+        self._callbacks = re.compile(
+            re.escape(before).encode() + rb"([A-Za-z0-9._~-]{1,128})" + re.escape(after).encode(), re.ASCII
+        )
+
+    # Queues shared with the AES.
+
+    def actions(self, tier: str) -> str:
+        """The list from which the AES takes actions of ``tier``."""
+        return self._actions[tier]
+
+    def callbacks(self, tenant_id: str) -> str:
+        """The list to which the AES pushes callbacks of ``tenant_id``."""
+        return f"{self._before}{tenant_id}{self._after}"
+
+    @property
+    def callbacks_prefix(self) -> str:
+        """What every callback list's name begins with: the prefix that wakes the router."""
+        return self._before
+
+    @property
+    def callbacks_pattern(self) -> str:
+        """The glob of all callback lists, for SCAN."""
+        return f"{self._before}*{self._after}"
+
+    def tenant_of(self, callback_list: bytes) -> str | None:
+        """The tenant whose callback list this is; None if it is not the name of one."""
+        match = self._callbacks.fullmatch(callback_list)
+        return None if match is None else match[1].decode()
+
+    # Of one callback list (one tenant).
+
+    def fence(self, callback_list: str) -> str:
+        """Changes with every transfer from the list; a transfer that read an older value is refused."""
+        return f"{self.prefix}:{{{callback_list}}}:fence"
+
+    def dead_letters(self, callback_list: str) -> str:
+        """Stream of the callbacks of the list that could not be understood."""
+        return f"{self.prefix}:{{{callback_list}}}:dead"
+
+    def session(self, callback_list: str, session_id: str) -> str:
+        """A session's record (hash), the base of its other keys, and the name of its channel."""
+        return f"{self.prefix}:{{{callback_list}}}:s:{session_id}"
+
+    # Of the cluster.
+
+    @property
+    def callback_lists(self) -> str:
+        """Sorted set of the callback lists seen, by the time of their last callback."""
+        return f"{self.prefix}:callback-lists"
+
+    @property
+    def dead_letter_lists(self) -> str:
+        """Set of the callback lists that have had dead letters."""
+        return f"{self.prefix}:dead-letter-lists"
+
+    def members(self, kind: str) -> str:
+        """Set of the ids of the live processes of a kind (``pods``, ``routers``)."""
+        return f"{self.prefix}:{kind}"
+
+    def member(self, kind: str, member_id: str) -> str:
+        """A live process's summary (JSON, expires without heartbeats); base of its other keys."""
+        return f"{self.prefix}:{{{kind}:{member_id}}}"
+
+    def pod_connections(self, pod_id: str) -> str:
+        """Hash of the connections that a pod owns (expires without heartbeats)."""
+        return f"{self.member('pods', pod_id)}:connections"
+
+    def pod_tenants(self, pod_id: str) -> str:
+        """Hash of a pod's connections by tenant (expires without heartbeats)."""
+        return f"{self.member('pods', pod_id)}:tenants"
+
+    def pod_channel(self, pod_id: str) -> str:
+        """Channel on which a pod hears its own probe."""
+        return f"{self.member('pods', pod_id)}:probe"

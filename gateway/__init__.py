@@ -1,0 +1,1 @@
+"""Client side of the Agent Orchestrator: the pod that holds the sockets."""
