@@ -6,6 +6,7 @@ was lost and begun anew has another epoch, so that an old position can never be 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -60,6 +61,11 @@ def parse_cursor(text: str) -> Position:
     if match is None:
         raise InvalidCursor("cursor must be epoch:seq as the server sent it, for example 1m2k3j:42")
     return Position(match[1], int(match[2]))
+
+
+def new_epoch(now: float) -> str:
+    """An epoch that no earlier log of a session can have had: the time in µs, and 24 random bits."""
+    return f"{int(now * 1e6):x}{os.urandom(3).hex()}"
 
 
 def newer(batch: Batch, after: int) -> list[bytes] | Gap:

@@ -1,0 +1,13 @@
+-- A session's record is a hash: e epoch, h head (last seq), b bytes in the log, d highest seq that a socket
+-- was sent, a when it was last tended (ms), g generation of its newest connection.
+
+-- open_session(base, new_epoch, ttl_ms) -> epoch, head. Begins the record if there is none.
+local function open_session(base, new_epoch, ttl_ms)
+  local record = redis.call('HMGET', base, 'e', 'h')
+  if not record[1] then
+    record = {new_epoch, '0'}
+    redis.call('HSET', base, 'e', new_epoch, 'h', 0, 'b', 0, 'd', 0, 'a', 0)
+  end
+  redis.call('PEXPIRE', base, ttl_ms)
+  return record[1], tonumber(record[2])
+end

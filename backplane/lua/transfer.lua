@@ -1,0 +1,152 @@
+-- Move callbacks from the right of a callback list into their sessions' logs, publish them, trim the list.
+--
+-- The router has read the callbacks (peek) and turned each into a log entry; here each gets its seq, and
+-- nothing is taken from the list before everything else is done. A router that died half-way has moved
+-- nothing, or all. A router that slept since it read is refused by the fence.
+--
+-- A session whose keys hold something else (WRONGTYPE) must not block its list: its callbacks go to the
+-- dead letters. Types are tried by reads and by the first write, so that no group is left half written.
+-- Any other error ends the script with the list untrimmed; what was appended by then is known by its digest
+-- when the router tries again.
+--
+-- KEYS: list, fence, dead letters, session base…
+-- ARGV: 1 fence read, 2 new fence, 3 callbacks taken, 4 count, 5 budget and 6 largest for take(),
+--       7 epoch for new sessions, 8 retention (ms), 9 oldest timestamp to keep, 10 entries and
+--       11 bytes a log may have, 12 digests a session remembers, 13 dead letters and 14 bytes of them to keep;
+--       then for each session: how many, and as many times position, digest, body
+--       ('' as digest: publish only); then to the end: position, reason, detail of each dead letter.
+-- Returns {0} if the fence has moved, else
+--   {1, appended, duplicates, dead, dead letters dropped for room, publishes refused, callbacks…}.
+local list, fence, dead = KEYS[1], KEYS[2], KEYS[3]
+if (redis.call('GET', fence) or '') ~= ARGV[1] then return {0} end
+local taken = tonumber(ARGV[3])
+if redis.call('LLEN', list) < taken then return {0} end
+
+local retention, max_entries, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local remembered = tonumber(ARGV[12])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local appended, duplicates, buried, dropped, unpublished = 0, 0, 0, 0, 0
+
+-- Returns the error reply if `reply` is WRONGTYPE; raises any other error.
+local function wrong_type(reply)
+  if type(reply) ~= 'table' or not reply.err then return nil end
+  if string.find(reply.err, 'WRONGTYPE', 1, true) then return reply.err end
+  error(reply.err)
+end
+
+local function bury(position, reason, detail)
+  local raw, most = redis.call('LINDEX', list, -position - 1), tonumber(ARGV[14])
+  local size = #raw
+  if size > most then raw = string.sub(raw, 1, math.min(most, 4096)) end
+  redis.call('XADD', dead, '*', 'reason', reason, 'detail', detail, 'size', size, 'raw', raw)
+  local bytes = redis.call('INCRBY', dead .. ':bytes', #raw)
+  while redis.call('XLEN', dead) > tonumber(ARGV[13]) or bytes > most do
+    local old = redis.call('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
+    redis.call('XDEL', dead, old[1])
+    bytes = redis.call('DECRBY', dead .. ':bytes', #old[2][8])
+    dropped = dropped + 1
+  end
+  buried = buried + 1
+end
+
+local function publish(channel, payload)
+  local reply = redis.pcall('PUBLISH', channel, payload)
+  if type(reply) == 'table' and reply.err then unpublished = unpublished + 1 end
+end
+
+-- Drop what is too old, and set again when the session's keys expire. Returns the bytes left.
+local function tend(base, log, seen, head, bytes)
+  local oldest = redis.call('LINDEX', log, 0)
+  while oldest and string.sub(oldest, 15, 38) < ARGV[9] do
+    bytes = bytes - #redis.call('LPOP', log)
+    oldest = redis.call('LINDEX', log, 0)
+  end
+  redis.call('ZREMRANGEBYSCORE', seen, '-inf', head - remembered)
+  for _, key in ipairs({base, log, seen}) do redis.call('PEXPIRE', key, retention + retention / 8) end
+  return bytes
+end
+
+-- Append one session's entries. ARGV[at…] holds `count` triples. Returns an error text instead of appending.
+local function append(base, at, count)
+  local log, seen = base .. ':log', base .. ':seen'
+  local record = redis.pcall('HMGET', base, 'e', 'h', 'b', 'a')
+  local refused = wrong_type(record)
+  if refused then return refused end
+
+  local digests = {}
+  for i = 0, count - 1 do digests[i + 1] = ARGV[at + 3 * i + 1] end
+  local known = redis.pcall('ZMSCORE', seen, unpack(digests))
+  refused = wrong_type(known)
+  if refused then return refused end
+
+  local epoch, head = record[1] or ARGV[7], tonumber(record[2] or 0)
+  local bytes, grown, first = tonumber(record[3] or 0), 0, head + 1
+  local entries, scores, mine, segments = {}, {}, {}, {}
+  for i = 1, count do
+    local digest, body = digests[i], ARGV[at + 3 * (i - 1) + 2]
+    if digest == '' then
+      segments[#segments + 1] = {'~', body}
+    elseif known[i] or mine[digest] then
+      duplicates = duplicates + 1
+    else
+      mine[digest] = true
+      head, grown = head + 1, grown + #body
+      entries[#entries + 1] = body
+      scores[#scores + 1] = head
+      scores[#scores + 1] = digest
+      local segment = segments[#segments]
+      if segment and segment[1] ~= '~' then
+        segment[#segment + 1] = body
+      else
+        segments[#segments + 1] = {epoch .. ':' .. head, body}
+      end
+    end
+  end
+
+  if #entries > 0 then
+    local length = redis.pcall('RPUSH', log, unpack(entries))
+    refused = wrong_type(length)
+    if refused then return refused end
+    redis.call('ZADD', seen, unpack(scores))
+    if length == #entries then bytes = 0 end  -- the log had expired, or is new
+    bytes = bytes + grown
+    if length == #entries or now - tonumber(record[4] or 0) > retention / 16 or head % 256 < #entries then
+      redis.call('HSET', base, 'e', epoch, 'a', now)
+      bytes = tend(base, log, seen, head, bytes)
+    end
+    local over = length - max_entries
+    while over > 0 or bytes > max_bytes do
+      local old = redis.call('LPOP', log)
+      if not old then break end
+      over, bytes = over - 1, bytes - #old
+    end
+    redis.call('HSET', base, 'h', head, 'b', bytes)
+    appended = appended + #entries
+  end
+  for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
+end
+
+local at, group = 15, 4
+while KEYS[group] do
+  local count = tonumber(ARGV[at])
+  local refused = append(KEYS[group], at + 1, count)
+  if refused then
+    for i = 0, count - 1 do
+      if ARGV[at + 3 * i + 2] ~= '' then bury(tonumber(ARGV[at + 3 * i + 1]), 'session_unusable', refused) end
+    end
+  end
+  at, group = at + 1 + 3 * count, group + 1
+end
+while ARGV[at] do
+  bury(tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2])
+  at = at + 3
+end
+
+redis.call('SET', fence, ARGV[2], 'EX', 604800)
+redis.call('LTRIM', list, 0, -taken - 1)
+local reply = take(list, tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
+for i, count in ipairs({1, appended, duplicates, buried, dropped, unpublished}) do
+  table.insert(reply, i, count)
+end
+return reply

@@ -1,0 +1,96 @@
+"""Who lives: every process writes a summary of itself that expires without its heartbeats.
+
+The summary's expiry is Redis's clock, so processes whose clocks differ agree on who is alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from backplane.errors import RedisUnavailable
+from backplane.keys import Keys
+from backplane.link import Link
+
+Summary = dict[str, Any]
+
+MISSED_BEATS = 3
+
+
+class Presence:
+    """One process's heartbeat.
+
+    Args:
+        link: through which it is written.
+        keys: names.
+        kind: ``pods`` or ``routers``.
+        member_id: this process.
+        interval_s: time between heartbeats; after `MISSED_BEATS` of them without one it counts as dead.
+        summary: makes the JSON-able summary.
+        renew: keys to keep alive together with it.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        kind: str,
+        member_id: str,
+        interval_s: float,
+        summary: Callable[[], Summary],
+        renew: tuple[str, ...] = (),
+    ) -> None:
+        self._link = link
+        self._members = keys.members(kind)
+        self._key = keys.member(kind, member_id)
+        self._member_id = member_id
+        self._interval_s = interval_s
+        self._summary = summary
+        self._renew = renew
+        self.ttl_ms = int(interval_s * 1000 * MISSED_BEATS)
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            try:
+                await self.beat()
+            except RedisUnavailable:
+                await self._link.wait_up()
+                continue
+            await asyncio.sleep(self._interval_s)
+
+    async def beat(self) -> None:
+        """Write the summary once."""
+        call = self._link.call
+        await asyncio.gather(
+            call("SADD", self._members, self._member_id),
+            call("SET", self._key, msgspec.json.encode(self._summary()), "PX", self.ttl_ms),
+            *[call("PEXPIRE", key, self.ttl_ms) for key in self._renew],
+        )
+
+    async def leave(self) -> None:
+        """Say goodbye: a process that stops cleanly is gone at once."""
+        await asyncio.gather(
+            self._link.call("SREM", self._members, self._member_id),
+            self._link.call("DEL", self._key, *self._renew),
+        )
+
+
+async def living(link: Link, keys: Keys, kind: str) -> dict[str, Summary]:
+    """The summaries of all live processes of a kind, by id; forgets the dead.
+
+    Raises:
+        RedisUnavailable: Redis did not answer.
+    """
+    ids = sorted(member.decode() for member in await link.call("SMEMBERS", keys.members(kind)))
+    replies = await asyncio.gather(*[link.call("GET", keys.member(kind, member)) for member in ids])
+    alive: dict[str, Summary] = {}
+    for member, raw in zip(ids, replies, strict=True):
+        if raw is None:
+            await link.call("SREM", keys.members(kind), member)
+        else:
+            alive[member] = msgspec.json.decode(raw)
+    return alive

@@ -1,0 +1,1 @@
+"""The callback-router: moves what the AES pushes into session logs."""

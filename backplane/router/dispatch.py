@@ -1,0 +1,265 @@
+"""One callback to one log entry: [P] pure, the router's whole judgement.
+
+What each shape of callback becomes is the table of the contract, section 2. The time comes in as an argument
+(made once per batch), Redis is not known here.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from msgspec import Raw
+
+from backplane.errors import BadCallback
+from backplane.keys import TIERS
+from backplane.messages import Message, MessageData, to_entry, to_live
+from backplane.router.callback import (
+    Callback,
+    Fields,
+    decode,
+    first_byte,
+    is_null,
+    model_used,
+    payload,
+    plain,
+    text,
+)
+
+REASONS = {
+    "not_json": "the callback is not a JSON object, or not UTF-8",
+    "no_session": "session_id is missing: nobody to deliver to",
+    "wrong_type": "a field that is needed has a wrong type, or an id is not a valid one",
+    "wrong_tenant": "tenant_id contradicts the list that the callback was pushed to",
+    "unknown_action": "action_type is none that the router knows",
+    "unknown_status": "status is none of completed, failed, timeout, cancelled",
+    "too_large": "the callback is over CALLBACK_MAX_BYTES",
+    "router_error": "the router itself failed on it; its log has the traceback",
+    "session_unusable": "the session's keys in Redis hold something else than a session",
+}
+"""Why a callback becomes a dead letter: the closed list."""
+
+_STATUSES = {
+    "completed": "completed", "success": "completed", "succeeded": "completed", "ok": "completed",
+    "failed": "failed", "failure": "failed", "error": "failed",
+    "timeout": "timeout", "timed_out": "timeout",
+    "cancelled": "cancelled", "canceled": "cancelled",
+}  # fmt: skip
+_ERROR_CODES = {"failed": "agent_failed", "timeout": "agent_timeout", "cancelled": "cancelled"}
+_TERMINAL_ACTIONS = frozenset({None, "", "execution.callback", "execution.error"})
+NULL = Raw(b"null")
+_NUMBERS = (int, float)
+
+
+class Entry(NamedTuple):
+    """What a callback becomes.
+
+    Attributes:
+        session_id: whose it is.
+        digest: the callback's identity, by which a copy is known; empty if it is not for the log.
+        body: see `backplane.messages`.
+    """
+
+    session_id: str
+    digest: bytes
+    body: bytes
+
+
+def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
+    """Turn a callback of ``tenant_id``'s list into the entry for its session.
+
+    Args:
+        raw: as the AES pushed it.
+        tenant_id: whose list it was on.
+        at: the message's timestamp, from `backplane.messages.timestamp`.
+
+    Raises:
+        BadCallback: it cannot be understood.
+    """
+    callback = decode(raw, tenant_id)
+    action = callback.action_type
+    try:
+        if action == "execution.chunk":
+            return Entry(callback.session_id, b"", to_live(_chunk(callback, tenant_id, at)))
+        if action == "execution.progress":
+            return Entry(
+                callback.session_id, _progress_digest(callback), to_entry(_progress(callback, tenant_id, at))
+            )
+        if action in _TERMINAL_ACTIONS or (
+            action is not None and action.endswith(("_callback", ".callback"))
+        ):
+            return _terminal(callback, raw, tenant_id, at)
+    except UnicodeDecodeError as error:
+        raise BadCallback("not_json", f"not UTF-8: {error.reason}") from None
+    raise BadCallback("unknown_action", f"action_type {ascii(action)[:60]}")
+
+
+def _message(callback: Callback, tenant_id: str, at: str, kind: str, data: MessageData) -> Message:
+    tier = callback.tenant_tier if callback.tenant_tier in TIERS else None
+    return Message(at, kind, callback.task_id, callback.session_id, tenant_id, tier, data, metadata={})
+
+
+def _digest(*parts: bytes) -> bytes:
+    """12 bytes that two different callbacks of one session share once in 10^14 sessions."""
+    return blake2b(b"\0".join(parts), digest_size=12).digest()
+
+
+# Terminal callbacks.
+
+
+def _terminal(callback: Callback, raw: bytes, tenant_id: str, at: str) -> Entry:
+    fields = payload(callback)
+    status = _status(callback, fields)
+    if status == "completed":
+        message = _message(callback, tenant_id, at, "agent_response", _response(callback, fields))
+    else:
+        message = _message(callback, tenant_id, at, "error", _error(callback, fields, status))
+    if callback.action_id:
+        digest = _digest(callback.action_id.encode(), (callback.task_id or "").encode(), status.encode())
+    else:
+        digest = _digest(raw)
+    return Entry(callback.session_id, digest, to_entry(message))
+
+
+def _status(callback: Callback, fields: Fields) -> str:
+    if callback.status:
+        status = _STATUSES.get(callback.status.lower())
+        if status is None:
+            raise BadCallback("unknown_status", f"status {ascii(callback.status)[:60]}")
+        return status
+    unhappy = (
+        callback.action_type == "execution.error"
+        or callback.error is not None
+        or not is_null(fields.get("error"))
+        or first_byte(fields.get("success", NULL)) == b"f"
+    )
+    return "failed" if unhappy else "completed"
+
+
+def _response(callback: Callback, fields: Fields) -> MessageData:
+    own: MessageData = {
+        "response": _response_text(fields),
+        "sources": fields.get("sources", []),
+        "agent_info": fields.get("agent_info", {}),
+        "task_id": callback.task_id,
+        "status": "completed",
+        "metadata": _run_metadata(callback, fields),
+    }
+    if "metadata" in fields:
+        own["metadata"] = {**_object(fields["metadata"]), **own["metadata"]}
+    return {**fields, **own}
+
+
+def _response_text(fields: Fields) -> Raw | str:
+    """The answer's JSON text as it came; only its type is looked at."""
+    raw = fields.get("response")
+    begins = b"n" if raw is None else first_byte(raw)
+    if begins == b"n" or raw is None:
+        return ""
+    if begins != b'"':
+        raise BadCallback("wrong_type", "result.response must be text")
+    return raw
+
+
+def _run_metadata(callback: Callback, fields: Fields) -> MessageData:
+    return {
+        "processing_time": callback.execution_time if type(callback.execution_time) in _NUMBERS else None,
+        "tokens_used": callback.tokens_used if type(callback.tokens_used) is dict else None,
+        "model_used": model_used(fields.get("agent_info")),
+    }
+
+
+def _object(raw: Raw | None) -> dict[str, Any]:
+    """A field's members if it is an object, else none: it only adorns the message."""
+    if raw is None or first_byte(raw) != b"{":
+        return {}
+    members = plain(raw, "result")
+    return members if isinstance(members, dict) else {}
+
+
+def _error(callback: Callback, fields: Fields, status: str) -> MessageData:
+    given = plain(fields.get("error", NULL), "result.error")
+    if given is None:
+        given = callback.error
+    if isinstance(given, str):
+        given = {"message": given}
+    if given is not None and not isinstance(given, dict):
+        raise BadCallback("wrong_type", "result.error must be an object or text")
+    details: dict[str, Any] = given or {}
+    said = details.pop("message", None)
+    kind = details.pop("type", None)
+    retryable = details.pop("retryable", None)
+    return {
+        "error": said if isinstance(said, str) and said else _default_error(status),
+        "error_code": _ERROR_CODES[status],
+        "error_type": kind if isinstance(kind, str) else None,
+        "task_id": callback.task_id,
+        "status": status,
+        "retryable": retryable if isinstance(retryable, bool) else status == "timeout",
+        "metadata": {**details, **_run_metadata(callback, fields)},
+    }
+
+
+def _default_error(status: str) -> str:
+    if status == "timeout":
+        return "The agent did not finish in time."
+    return "The task was cancelled." if status == "cancelled" else "The agent failed without saying why."
+
+
+# While a task runs.
+
+
+def _progress(callback: Callback, tenant_id: str, at: str) -> Message:
+    fields = callback.data or {}
+    data: MessageData = {
+        "task_id": callback.task_id,
+        "status": text(fields.get("status"), "data.status") or "working",
+        "step": fields.get("step"),
+        "message": text(fields.get("message"), "data.message"),
+        "progress": _fraction(fields.get("progress")),
+        "tool": _tool(fields.get("tool")),
+    }
+    return _message(callback, tenant_id, at, "task_update", data)
+
+
+def _fraction(raw: Raw | None) -> float | None:
+    if raw is None or is_null(raw):
+        return None
+    value = plain(raw, "data.progress")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise BadCallback("wrong_type", "data.progress must be a number from 0 to 1")
+    return value
+
+
+def _tool(raw: Raw | None) -> Raw | None:
+    if raw is None or is_null(raw):
+        return None
+    if first_byte(raw) != b"{":
+        raise BadCallback("wrong_type", "data.tool must be an object")
+    return raw
+
+
+def _progress_digest(callback: Callback) -> bytes:
+    """A task's progress reports may share one ``action_id``; what they say tells them apart."""
+    parts = [(callback.action_id or "").encode(), (callback.task_id or "").encode(), b"progress"]
+    for name, value in (callback.data or {}).items():
+        parts += [name.encode("utf-8", "surrogatepass"), bytes(value)]
+    return _digest(*parts)
+
+
+def _chunk(callback: Callback, tenant_id: str, at: str) -> Message:
+    fields = callback.data or {}
+    delta = fields.get("delta")
+    if delta is None or text(delta, "data.delta") is None:
+        raise BadCallback("wrong_type", "data.delta must be text")
+    offset = plain(fields.get("offset", NULL), "data.offset")
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise BadCallback("wrong_type", "data.offset must be a whole number from 0")
+    data: MessageData = {
+        "task_id": callback.task_id,
+        "delta": delta,
+        "offset": offset,
+        "attempt": 1 if callback.attempt is None else callback.attempt,
+        "part": text(fields.get("part"), "data.part") or "text",
+    }
+    return _message(callback, tenant_id, at, "agent_chunk", data)

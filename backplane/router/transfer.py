@@ -1,0 +1,155 @@
+"""Callbacks from one list into their sessions' logs, a batch at a time."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from itertools import count
+from traceback import format_exc
+from typing import Any
+
+from backplane.errors import BadCallback
+from backplane.keys import Keys
+from backplane.link import Argument, Link
+from backplane.log import Logger
+from backplane.messages import timestamp
+from backplane.position import new_epoch
+from backplane.router.dispatch import dispatch
+from backplane.scripts import PEEK, TRANSFER
+from backplane.settings import Settings
+
+Waiting = list[
+    Any
+]  # what take() in _take.lua returns: callbacks as bytes, oversized ones as [size, beginning]
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a router has done since it started."""
+
+    appended: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    dead_letters_dropped: int = 0
+    publishes_refused: int = 0
+    conflicts: int = 0
+    batches: int = 0
+
+
+@dataclass(slots=True)
+class _Moves:
+    """A batch, judged: what each session gets, and what becomes a dead letter."""
+
+    sessions: dict[str, list[Argument]] = field(default_factory=dict)
+    dead: list[Argument] = field(default_factory=list)
+    mistakes: list[str] = field(default_factory=list)
+
+
+def judge(waiting: Waiting, tenant_id: str, at: str, largest: int) -> _Moves:
+    """Dispatch a batch; each session's entries keep the order of the list."""
+    moves = _Moves()
+    for position, raw in enumerate(waiting):
+        try:
+            if isinstance(raw, list):
+                raise BadCallback("too_large", f"{raw[0]} bytes, CALLBACK_MAX_BYTES is {largest}")
+            entry = dispatch(raw, tenant_id, at)
+        except BadCallback as error:
+            moves.dead += (position, error.reason, error.detail[:500])
+        except Exception as error:  # noqa: BLE001  # our own mistake must not stop the tenant's other callbacks
+            moves.dead += (position, "router_error", f"{type(error).__name__}: {error}"[:500])
+            moves.mistakes.append(format_exc())
+        else:
+            triples = moves.sessions.get(entry.session_id)
+            if triples is None:
+                moves.sessions[entry.session_id] = [position, entry.digest, entry.body]
+            else:
+                triples += (position, entry.digest, entry.body)
+    return moves
+
+
+class Transfer:
+    """Moves callbacks of any list through one link."""
+
+    def __init__(self, link: Link, keys: Keys, settings: Settings, log: Logger) -> None:
+        self._link = link
+        self._log = log
+        self._keys = keys
+        self._take: list[Argument] = [
+            settings.transfer_batch,
+            settings.transfer_batch_bytes,
+            settings.callback_max_bytes,
+        ]
+        self._limits: list[Argument] = [
+            settings.session_log_max_entries,
+            settings.session_log_max_bytes,
+            settings.session_remembered_callbacks,
+            settings.dead_letters_max,
+            settings.dead_letters_max_bytes,
+        ]
+        self._max_age_s = settings.session_log_max_age_s
+        self._nonce = os.urandom(6).hex()
+        self._serial = count(1)
+        self.counts = Counts()
+
+    async def drain(self, callback_list: str, tenant_id: str, batches: int) -> bool:
+        """Move what waits on a list, up to ``batches`` batches, so that others get their turn.
+
+        Returns:
+            True if more may wait.
+
+        Raises:
+            RedisUnavailable: and then everything that was not moved is still on the list.
+        """
+        keys = [callback_list, self._keys.fence(callback_list)]
+        fence, *waiting = await self._link.script(PEEK, keys, self._take)
+        for left in range(batches - 1, -1, -1):
+            if not waiting:
+                return False
+            new_fence = f"{self._nonce}:{next(self._serial)}"
+            reply = await self._move(callback_list, tenant_id, waiting, fence, new_fence, more=left > 0)
+            if reply[0] == 0:
+                # Another router moved them, or the data set is an older one: look again.
+                self.counts.conflicts += 1
+                return True
+            self._count(reply)
+            fence, waiting = new_fence, reply[6:]
+        return True
+
+    async def _move(
+        self,
+        callback_list: str,
+        tenant_id: str,
+        waiting: Waiting,
+        fence: Argument,
+        new_fence: str,
+        *,
+        more: bool,
+    ) -> list[Any]:
+        now = time.time()
+        moves = judge(waiting, tenant_id, timestamp(now), int(self._take[2]))
+        keys, names = self._keys, [callback_list, self._keys.fence(callback_list)]
+        names.append(keys.dead_letters(callback_list))
+        args: list[Argument] = [fence, new_fence, len(waiting), *(self._take if more else (0, 0, 0))]
+        args += (new_epoch(now), self._max_age_s * 1000, timestamp(now - self._max_age_s), *self._limits)
+        for session_id, triples in moves.sessions.items():
+            names.append(keys.session(callback_list, session_id))
+            args.append(len(triples) // 3)
+            args += triples
+        args += moves.dead
+        for mistake in moves.mistakes:
+            self._log.error("router_error", tenant_id=tenant_id, traceback=mistake)
+        if moves.dead:
+            # The index first: a dead letter in a list that nobody looks at would be lost.
+            await self._link.call("SADD", keys.dead_letter_lists, callback_list)
+        reply: list[Any] = await self._link.script(TRANSFER, names, args)
+        return reply
+
+    def _count(self, reply: list[Any]) -> None:
+        counts = self.counts
+        counts.batches += 1
+        counts.appended += reply[1]
+        counts.duplicates += reply[2]
+        counts.dead_letters += reply[3]
+        counts.dead_letters_dropped += reply[4]
+        counts.publishes_refused += reply[5]

@@ -1,0 +1,191 @@
+"""The session log as a pod sees it: subscribe, resume, read on, and what live messages look like."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from backplane.keys import Keys
+from backplane.link import Argument, Link
+from backplane.position import Batch, Position, new_epoch
+from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME
+from backplane.settings import Settings
+
+ResumeStatus = Literal["fresh", "replayed", "reset"]
+
+_PAGE_ENTRIES = 256
+_MARKS_A_CALL = 200
+
+
+class Resumed(NamedTuple):
+    """Where a connection begins.
+
+    Attributes:
+        status: ``fresh`` nothing is waiting, ``replayed`` what is missing follows, ``reset`` the log does
+            not reach back to the cursor: what is left follows.
+        start: the seq before the first message that will be sent.
+        head: the seq of the newest message.
+        oldest: the seq of the oldest message in the log (``head + 1`` if it is empty).
+        generation: grows with every connection of the session.
+        page: the first messages.
+    """
+
+    status: ResumeStatus
+    start: int
+    head: int
+    oldest: int
+    generation: int
+    page: Batch
+
+
+class Page(NamedTuple):
+    """A part of a log; ``epoch`` is the log's own, and the batch is empty if another was asked for."""
+
+    epoch: str
+    head: int
+    oldest: int
+    batch: Batch
+
+
+class Mark(NamedTuple):
+    """How far a session's sockets have been sent their log."""
+
+    session: str
+    position: Position
+
+
+class SessionLog:
+    """Reads logs, and subscribes to their channels, over one link.
+
+    Both go over *one* connection on purpose: what `resume` returns was read after the subscription that was
+    made before it, so nothing can fall between.
+
+    Args:
+        feed_link: carries subscriptions and reads; its pushes are `parse_push`'s.
+        command_link: carries everything else.
+        keys: names.
+        settings: sizes and ages.
+    """
+
+    def __init__(self, feed_link: Link, command_link: Link, keys: Keys, settings: Settings) -> None:
+        self._feed = feed_link
+        self._commands = command_link
+        self._keys = keys
+        self._page: list[Argument] = [_PAGE_ENTRIES, settings.replay_page_bytes]
+        self._ttl_ms = settings.session_log_max_age_s * 1125
+
+    def channel(self, tenant_id: str, session_id: str) -> str:
+        """A session's base key, which is the name of its channel too."""
+        return self._keys.session(self._keys.callbacks(tenant_id), session_id)
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Have the channels' messages pushed to the feed link (again by its ``on_connect``, if it is down)."""
+        self._feed.tell("SUBSCRIBE", *channels)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Have no more of a channel's messages."""
+        self._feed.tell("UNSUBSCRIBE", channel)
+
+    async def resume(self, session: str, cursor: Position | None) -> Resumed:
+        """Where a new connection stands; begins the session if there is none.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        epoch, seq = cursor or Position("", 0)
+        args: list[Argument] = [epoch, seq, *self._page, new_epoch(time.time()), self._ttl_ms]
+        reply = await self._feed.script(RESUME, [session, f"{session}:log"], args)
+        status, epoch, start, head, oldest, generation, *entries = reply
+        batch = Batch(epoch.decode(), start + 1, entries)
+        return Resumed(status.decode(), start, head, oldest, generation, batch)
+
+    async def read(self, session: str, position: Position) -> Page:
+        """The messages that follow a position, as many as a page holds.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        keys = [session, f"{session}:log"]
+        args: list[Argument] = [position.epoch, position.seq, *self._page]
+        epoch, head, oldest, *entries = await self._feed.script(READ, keys, args)
+        first = max(position.seq + 1, oldest)
+        return Page(epoch.decode(), head, oldest, Batch(epoch.decode(), first, entries))
+
+    async def ensure(self, session: str) -> Position:
+        """The newest position of a session's log; begins the session if there is none.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        epoch, head = await self._commands.script(ENSURE, [session], [new_epoch(time.time()), self._ttl_ms])
+        return Position(epoch.decode(), head)
+
+    async def heads(self, sessions: Sequence[str]) -> list[Position | None]:
+        """The newest positions of several logs (None for one that is gone), and keep those sessions alive.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        reads = [self._feed.call("HMGET", session, "e", "h") for session in sessions]
+        for session in sessions:
+            self._feed.call("PEXPIRE", session, self._ttl_ms).add_done_callback(_forget)
+        return [
+            None if epoch is None else Position(epoch.decode(), int(head))
+            for epoch, head in await asyncio.gather(*reads)
+        ]
+
+    async def mark_sent(self, marks: Iterable[Mark]) -> None:
+        """Note what sessions have been sent, for clients that come without a cursor.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        todo = list(marks)
+        calls = []
+        for start in range(0, len(todo), _MARKS_A_CALL):
+            some = todo[start : start + _MARKS_A_CALL]
+            args: list[Argument] = [part for mark in some for part in mark.position]
+            calls.append(self._commands.script(MARK_SENT, [mark.session for mark in some], args))
+        await asyncio.gather(*calls)
+
+    async def replace_older(self, session: str, generation: int) -> None:
+        """Ask every pod to close the session's connections that are older than ``generation``.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        await self._commands.call("PUBLISH", session, f"!{generation}")
+
+
+class Live(NamedTuple):
+    """Published messages that are in no log: sent to whoever is there."""
+
+    frame: bytes
+
+
+class Replaced(NamedTuple):
+    """Connections of a session that are older than ``generation`` have to go."""
+
+    generation: int
+
+
+def parse_push(payload: bytes) -> Batch | Live | Replaced:
+    """What was published on a session's channel (see ``lua/transfer.lua``).
+
+    Raises:
+        ValueError: it was not published by this project.
+    """
+    head, _, rest = payload.partition(b"\n")
+    if head == b"~":
+        return Live(rest)
+    if head.startswith(b"!"):
+        return Replaced(int(head[1:]))
+    epoch, _, first = head.partition(b":")
+    return Batch(epoch.decode("ascii"), int(first), rest.split(b"\n"))
+
+
+def _forget(future: asyncio.Future[object]) -> None:
+    if not future.cancelled():
+        future.exception()

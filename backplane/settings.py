@@ -1,0 +1,349 @@
+"""Every setting, once: name, type, unit, default, meaning: [P] (the environment comes in as a mapping).
+
+``ORCHESTRATOR_<NAME>`` in the environment, ``--<name>`` on the command line (which wins). `docs/settings.md`
+is generated from this table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from backplane.errors import ConfigurationError
+from backplane.keys import TIERS, Keys
+
+ENV_PREFIX = "ORCHESTRATOR_"
+
+
+def _setting(
+    default: Any,
+    meaning: str,
+    *,
+    unit: str = "",
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+    group: str = "",
+) -> Any:
+    """One row of the table; the type is the field's annotation."""
+    return field(
+        default=default,
+        metadata={
+            "meaning": meaning,
+            "unit": unit,
+            "least": least,
+            "most": most,
+            "choices": choices,
+            "secret": secret,
+            "group": group,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of all processes; each process reads those that concern it."""
+
+    # What every process needs.
+    redis_url: str = _setting(
+        "redis://127.0.0.1:6379/0",
+        "Where Redis or Valkey (7.2 or newer) is: redis://, rediss:// (TLS) or unix://, with user and password.",
+        secret=True,
+        group="Redis",
+    )
+    redis_timeout_s: float = _setting(
+        5.0, "A connection on which Redis says nothing for so long, although asked, is dropped and made anew.",
+        unit="s", least=0.1, most=120, group="Redis",
+    )  # fmt: skip
+    key_prefix: str = _setting(
+        "ao", "Start of the project's own keys; must not begin like the callback lists.", group="Redis"
+    )
+    environment: str = _setting("dev", "Stands in the names of the actions queues.", group="Queues")
+    actions_queue_template: str = _setting(
+        "nooble4:{environment}:agent_execution_service:actions:{tier}",
+        "Name of the list from which the AES takes the actions of a tier.",
+        group="Queues",
+    )
+    callbacks_queue_template: str = _setting(
+        "orchestrator:{tenant_id}:callbacks",
+        "Name of the list to which the AES pushes the callbacks of a tenant.",
+        group="Queues",
+    )
+    actions_queue_max: int = _setting(
+        100_000, "Actions that may wait in one tier's queue; a send beyond is answered 503.",
+        unit="actions", least=1, group="Queues",
+    )  # fmt: skip
+    log_level: str = _setting(
+        "info", "Least severe log events that are printed.",
+        choices=("debug", "info", "warning", "error"), group="Logs",
+    )  # fmt: skip
+    log_format: str = _setting(
+        "auto", "json: one JSON object a line; console: for people; auto: console on a terminal.",
+        choices=("auto", "json", "console"), group="Logs",
+    )  # fmt: skip
+
+    # The session log.
+    session_log_max_entries: int = _setting(
+        1_000, "Messages that a session log keeps; the oldest go first.",
+        unit="messages", least=1, most=100_000, group="Session log",
+    )  # fmt: skip
+    session_log_max_bytes: int = _setting(
+        4 * 1024 * 1024, "Bytes that a session log keeps; the oldest messages go first.",
+        unit="bytes", least=1_024, group="Session log",
+    )  # fmt: skip
+    session_log_max_age_s: int = _setting(
+        86_400, "Age at which messages leave a session log, and after which a silent session is forgotten.",
+        unit="s", least=60, most=90 * 86_400, group="Session log",
+    )  # fmt: skip
+    session_remembered_callbacks: int = _setting(
+        2_000, "Callbacks that a session remembers, to know one that the AES sends again.",
+        unit="callbacks", least=1, most=1_000_000, group="Session log",
+    )  # fmt: skip
+
+    # The router.
+    callback_max_bytes: int = _setting(
+        1024 * 1024, "A larger callback becomes a dead letter.",
+        unit="bytes", least=1_024, most=64 * 1024 * 1024, group="Router",
+    )  # fmt: skip
+    transfer_batch: int = _setting(
+        128, "Callbacks that one script moves from one list at most.",
+        unit="callbacks", least=1, most=1_000, group="Router",
+    )  # fmt: skip
+    transfer_batch_bytes: int = _setting(
+        1024 * 1024, "Bytes of callbacks at which a batch is full.",
+        unit="bytes", least=1_024, group="Router",
+    )  # fmt: skip
+    transfer_concurrency: int = _setting(
+        16, "Callback lists from which a router moves at the same time.",
+        unit="lists", least=1, most=1_000, group="Router",
+    )  # fmt: skip
+    sweep_interval_s: float = _setting(
+        30.0, "How often a router looks for callback lists that no wake-up told it of.",
+        unit="s", least=0.1, group="Router",
+    )  # fmt: skip
+    dead_letters_max: int = _setting(
+        1_000, "Dead letters kept per callback list; the oldest go first.",
+        unit="callbacks", least=1, group="Router",
+    )  # fmt: skip
+    dead_letters_max_bytes: int = _setting(
+        16 * 1024 * 1024, "Bytes of dead letters kept per callback list; a single one over it is kept cut.",
+        unit="bytes", least=4_096, group="Router",
+    )  # fmt: skip
+
+    # The pod.
+    host: str = _setting("127.0.0.1", "Address that a pod listens on.", group="Pod")
+    port: int = _setting(8080, "Port that a pod listens on; pods of one machine may share it.",
+        unit="port", least=1, most=65_535, group="Pod")  # fmt: skip
+    auth: str = _setting(
+        "jwt", "jwt: every client needs a token; none: no tokens, for development on loopback only.",
+        choices=("jwt", "none"), group="Authentication",
+    )  # fmt: skip
+    allow_insecure: bool = _setting(
+        False, "Lets AUTH=none listen on addresses other than loopback.", group="Authentication"
+    )
+    jwt_secret: str = _setting(
+        "", "Key of the tokens' HS256 signature, at least 32 bytes.", secret=True, group="Authentication"
+    )
+    jwt_audience: str = _setting("", "If set, a token's aud must contain it.", group="Authentication")
+    jwt_issuer: str = _setting("", "If set, a token's iss must be it.", group="Authentication")
+    session_policy: str = _setting(
+        "shared", "shared: a session's sockets all get every message; replace: a newer one closes the older.",
+        choices=("shared", "replace"), group="Connections",
+    )  # fmt: skip
+    heartbeat_s: float = _setting(
+        25.0, "How often a socket is pinged; one that is silent for twice as long is closed with 4002.",
+        unit="s", least=0.2, most=600, group="Connections",
+    )  # fmt: skip
+    handshake_timeout_s: float = _setting(
+        10.0, "A connection that has not been accepted by then is answered 503.",
+        unit="s", least=0.1, most=120, group="Connections",
+    )  # fmt: skip
+    message_max_bytes: int = _setting(
+        64 * 1024, "Largest message of a client; a larger one is skipped and answered by an error.",
+        unit="bytes", least=1_024, most=16 * 1024 * 1024, group="Connections",
+    )  # fmt: skip
+    skip_max_bytes: int = _setting(
+        16 * 1024 * 1024, "A message even larger than this ends its connection with 4505.",
+        unit="bytes", least=1_024, group="Connections",
+    )  # fmt: skip
+    bad_frames_max: int = _setting(
+        10, "Binary and too large messages after which a connection is ended with 4505.",
+        unit="messages", least=1, group="Connections",
+    )  # fmt: skip
+    sends_in_flight_max: int = _setting(
+        16, "Sends of one socket that may wait for Redis at the same time.",
+        unit="messages", least=1, most=1_000, group="Connections",
+    )  # fmt: skip
+    send_buffer_bytes: int = _setting(
+        128 * 1024, "Unsent bytes at which a socket gets no more until it has read; it then catches up from the log.",
+        unit="bytes", least=1_024, group="Connections",
+    )  # fmt: skip
+    slow_consumer_timeout_s: float = _setting(
+        15.0, "A socket that reads nothing for so long, although there is something, is closed with 4001.",
+        unit="s", least=0.1, group="Connections",
+    )  # fmt: skip
+    replay_page_bytes: int = _setting(
+        256 * 1024, "Bytes of history that are read from Redis and sent at a time.",
+        unit="bytes", least=1_024, group="Connections",
+    )  # fmt: skip
+    position_check_s: float = _setting(
+        4.0, "How often a pod compares its sessions' positions with their logs, for losses that nothing reports.",
+        unit="s", least=0.1, most=30, group="Connections",
+    )  # fmt: skip
+    mark_sent_interval_s: float = _setting(
+        0.2, "How often a pod notes in Redis what its sockets have been sent (for clients without a cursor).",
+        unit="s", least=0.01, most=10, group="Connections",
+    )  # fmt: skip
+    drain_timeout_s: float = _setting(
+        10.0, "Time that sends in flight and closing sockets have after SIGTERM.",
+        unit="s", least=0.1, group="Pod",
+    )  # fmt: skip
+    presence_interval_s: float = _setting(
+        3.0, "How often a process says that it lives; three missed, and it and its connections are gone.",
+        unit="s", least=0.1, most=4, group="Pod",
+    )  # fmt: skip
+    probe_interval_s: float = _setting(
+        1.0, "How often a pod sends itself a message through Redis; two missed, and it is not ready.",
+        unit="s", least=0.05, most=60, group="Pod",
+    )  # fmt: skip
+
+    # Tiers.
+    estimated_time_s: tuple[int, ...] = _setting(
+        (30, 20, 10, 5), "Answer time told to clients, per tier: free, advance, professional, enterprise.",
+        unit="s", least=0, group="Tiers",
+    )  # fmt: skip
+    task_timeout_s: tuple[int, ...] = _setting(
+        (30, 60, 120, 300), "Time an agent has for a task, per tier; also the most that a request may ask for.",
+        unit="s", least=1, group="Tiers",
+    )  # fmt: skip
+    queue_priority: tuple[int, ...] = _setting(
+        (4, 3, 2, 1), "tier_priority told to the AES, per tier.", least=0, group="Tiers"
+    )
+
+    def keys(self) -> Keys:
+        """The Redis names that follow from the settings.
+
+        Raises:
+            ConfigurationError: a template is not usable.
+        """
+        return Keys(
+            self.key_prefix, self.environment, self.actions_queue_template, self.callbacks_queue_template
+        )
+
+    def for_tier(self, name: str, tier: str) -> int:
+        """A per-tier setting's value."""
+        values: tuple[int, ...] = getattr(self, name)
+        return values[TIERS.index(tier)]
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Settings:
+    """Read the settings; flags win over the environment.
+
+    Args:
+        environ: names with the ``ORCHESTRATOR_`` prefix; others are ignored.
+        flags: setting names (``redis_url``); None means not given.
+
+    Raises:
+        ConfigurationError: an unknown ``ORCHESTRATOR_*`` name or a bad value, said in one line.
+    """
+    known = {row.name: row for row in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if variable.startswith(ENV_PREFIX):
+            name = variable.removeprefix(ENV_PREFIX).lower()
+            if name not in known or variable != variable.upper():
+                raise ConfigurationError(_unknown(variable, known))
+            values[name] = _read(known[name], text, variable)
+    for name, flag in flags.items():
+        if flag is not None:
+            values[name] = _read(known[name], flag, flag_of(name))
+    settings = Settings(**values)
+    settings.keys()
+    return settings
+
+
+def flag_of(name: str) -> str:
+    """The command line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(variable: str, known: Mapping[str, Any]) -> str:
+    near = get_close_matches(variable.removeprefix(ENV_PREFIX).lower(), known, n=1)
+    hint = f"; did you mean {ENV_PREFIX}{near[0].upper()}?" if near else ""
+    return f"{variable} is not a setting{hint}"
+
+
+def _read(row: dataclasses.Field[Any], text: str, shown: str) -> Any:
+    metadata = row.metadata
+    value = _parse(str(row.type), text, shown)
+    numbers = value if isinstance(value, tuple) else (value,)
+    least, most = metadata["least"], metadata["most"]
+    for number in numbers:
+        if (least is not None and number < least) or (most is not None and number > most):
+            bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+            raise ConfigurationError(f"{shown}={text} must be {bounds} {metadata['unit']}".rstrip())
+    if metadata["choices"] and value not in metadata["choices"]:
+        raise ConfigurationError(f"{shown}={text} must be one of {', '.join(metadata['choices'])}")
+    return value
+
+
+def _parse(kind: str, text: str, shown: str) -> Any:
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false (1 or 0)"}
+    try:
+        if kind.startswith("tuple"):
+            numbers = tuple(int(part) for part in text.split(","))
+            if len(numbers) != len(TIERS):
+                raise ValueError
+            return numbers
+        if kind == "bool":
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+                text.lower()
+            ]
+        if kind == "int" and re.fullmatch(r"-?[0-9]+", text):
+            return int(text)
+        if kind == "float" and re.fullmatch(r"[0-9]*\.?[0-9]+", text):
+            return float(text)
+        if kind == "str":
+            return text
+    except (ValueError, KeyError):
+        pass
+    what = wanted.get(kind, "four whole numbers with commas between them, one for each tier")
+    raise ConfigurationError(f"{shown}={text!r} must be {what}")
+
+
+def reference() -> str:
+    """The settings' reference page, in Markdown."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated from `backplane/settings.py` by `orchestrator check-config --reference`; do not edit.",
+        "",
+        "Each is an environment variable; a flag of the same name (`--redis-url`) overrides it. An unknown",
+        "`ORCHESTRATOR_*` name or a bad value stops the start with one line that says what is wrong.",
+    ]
+    groups = dict.fromkeys(row.metadata["group"] for row in dataclasses.fields(Settings))
+    for group in groups:
+        lines += [
+            "",
+            f"## {group}",
+            "",
+            "| variable | type | unit | default | meaning |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [_row(row) for row in dataclasses.fields(Settings) if row.metadata["group"] == group]
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: dataclasses.Field[Any]) -> str:
+    kind = " \\| ".join(row.metadata["choices"]) or str(row.type).replace("tuple[int, ...]", "4 int")
+    shown = ",".join(map(str, row.default)) if isinstance(row.default, tuple) else str(row.default)
+    shown = f"`{shown}`" if shown else "(none)"
+    return (
+        f"| `{ENV_PREFIX}{row.name.upper()}` | {kind} | {row.metadata['unit']} | {shown} "
+        f"| {row.metadata['meaning']} |"
+    )
