@@ -25,8 +25,8 @@ class Message(msgspec.Struct):
     timestamp: str
     type: str
     task_id: str | None
-    session_id: str
-    tenant_id: str
+    session_id: str | None
+    tenant_id: str | None
     tenant_tier: str | None
     data: MessageData
     metadata: MessageData

@@ -81,7 +81,7 @@ class SessionLog:
         return self._keys.session(self._keys.callbacks(tenant_id), session_id)
 
     def subscribe(self, channels: Sequence[str]) -> None:
-        """Have the channels' messages pushed to the feed link (again by its ``on_connect``, if it is down)."""
+        """Have the channels' messages pushed to the feed link; while it is down, its ``on_connect`` will."""
         self._feed.tell("SUBSCRIBE", *channels)
 
     def unsubscribe(self, channel: str) -> None:
@@ -122,14 +122,18 @@ class SessionLog:
         epoch, head = await self._commands.script(ENSURE, [session], [new_epoch(time.time()), self._ttl_ms])
         return Position(epoch.decode(), head)
 
-    async def heads(self, sessions: Sequence[str]) -> list[Position | None]:
-        """The newest positions of several logs (None for one that is gone), and keep those sessions alive.
+    async def heads(self, sessions: Sequence[str], *, renew: bool = False) -> list[Position | None]:
+        """The newest positions of several logs (None for one that is gone).
+
+        Args:
+            sessions: their base keys.
+            renew: put off the sessions' expiry too.
 
         Raises:
             RedisUnavailable: Redis did not answer.
         """
         reads = [self._feed.call("HMGET", session, "e", "h") for session in sessions]
-        for session in sessions:
+        for session in sessions if renew else ():
             self._feed.call("PEXPIRE", session, self._ttl_ms).add_done_callback(_forget)
         return [
             None if epoch is None else Position(epoch.decode(), int(head))

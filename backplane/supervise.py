@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from backplane.log import Logger
 
 
-async def run_until(stop: asyncio.Event, tasks: dict[str, Coroutine[Any, Any, None]], log: Logger) -> bool:
-    """Run ``tasks`` until ``stop`` is set, then cancel them.
+async def _at_once() -> None:
+    """For processes that have nothing to finish."""
 
-    A task that raises or returns before that stops all the others: a process that goes on without one of its
-    parts is green but deaf.
+
+async def run_until(
+    stop: asyncio.Event,
+    tasks: dict[str, Coroutine[Any, Any, None]],
+    log: Logger,
+    goodbye: Callable[[], Awaitable[None]] = _at_once,
+) -> bool:
+    """Run ``tasks`` until ``stop`` is set and ``goodbye`` has finished, then cancel them.
+
+    A task that raises, or returns before ``stop``, ends all the others: a process that goes on without one of
+    its parts is green but deaf.
 
     Returns:
         True if the process was asked to stop, False if a task died.
     """
+
+    async def until_asked() -> None:
+        await stop.wait()
+        await goodbye()
+
     running = {asyncio.create_task(work, name=name) for name, work in tasks.items()}
-    stopping: asyncio.Task[Any] = asyncio.create_task(stop.wait(), name="stop")
-    everything: set[asyncio.Task[Any]] = {*running, stopping}
+    stopping = asyncio.create_task(until_asked(), name="goodbye")
+    dead: list[asyncio.Task[None]] = []
     try:
-        done, _ = await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+        while not stopping.done() and not dead:
+            alive = {task for task in running if not task.done()}
+            done, _ = await asyncio.wait({*alive, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            dead = [task for task in done if task.exception() is not None]
+            if not stop.is_set():
+                dead = list(done)
     finally:
-        stopping.cancel()
-        for task in running:
+        for task in (stopping, *running):
             task.cancel()
         await asyncio.gather(stopping, *running, return_exceptions=True)
-    dead = [task for task in done if task is not stopping]
     for task in dead:
         log.error("task_died", task=task.get_name(), exc_info=task.exception())
     return not dead

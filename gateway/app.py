@@ -1,0 +1,69 @@
+"""The pod's HTTP side."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from backplane.presence import living
+from gateway.http import EXCEPTION_HANDLERS, json_response
+from gateway.pod import Pod
+from gateway.send_endpoint import send_endpoint
+from gateway.stats_endpoints import chat_stats_endpoint, ws_stats_endpoint
+
+
+def build_app(pod: Pod) -> Starlette:
+    """The application; sockets do not pass through it (see `gateway.connection`)."""
+
+    async def health(_request: Request) -> Response:
+        return json_response({"status": "ok", "service": "agent_orchestrator"})
+
+    async def livez(_request: Request) -> Response:
+        # Never of Redis: a pod that is restarted because Redis is away only adds to the trouble.
+        return json_response({"status": "ok"})
+
+    async def readyz(_request: Request) -> Response:
+        problem = pod.health.problem()
+        if problem is None:
+            return json_response({"status": "ready"})
+        return json_response({"status": "not_ready", "reason": problem}, 503)
+
+    async def detailed(_request: Request) -> Response:
+        problem = pod.health.problem()
+        redis = pod.command_link.up and pod.feed_link.up
+        routers = await living(pod.command_link, pod.keys, "routers") if redis else None
+        round_trip_s = pod.health.round_trip_s
+        return json_response(
+            {
+                "status": "ok" if problem is None and routers else "degraded",
+                "service": "agent_orchestrator",
+                "ready": problem is None,
+                "reason": problem or (None if routers else "no router lives: callbacks wait in their lists"),
+                "redis": {
+                    "address": pod.redis_shown,
+                    "connected": redis,
+                    "probe_round_trip_ms": None if round_trip_s is None else round(round_trip_s * 1000, 3),
+                },
+                "routers": None if routers is None else len(routers),
+                "pod": {"pod_id": pod.id, **pod.summary()},
+            }
+        )
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/health/detailed", detailed),
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/ws/stats", ws_stats_endpoint(pod)),
+            Route("/api/chat/stats", chat_stats_endpoint(pod)),
+            Route(
+                "/api/chat/send",
+                send_endpoint(pod.settings, pod.authenticator, pod.sender),
+                methods=["POST"],
+            ),
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
+    )

@@ -1,0 +1,137 @@
+"""A chat message on its way up: checked, and made into the action that the AES takes: [P] pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from backplane.settings import Settings
+from gateway.auth import Identity
+from gateway.errors import ClientError
+
+CONTEXT_TYPES = ("agent", "workflow", "collection")
+
+
+class ChatBody(msgspec.Struct, forbid_unknown_fields=False):
+    """What a client sends; the same over HTTP and on a socket."""
+
+    message: Annotated[str, msgspec.Meta(min_length=1, max_length=4000)]
+    message_type: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "text"
+    user_info: dict[str, Any] = {}
+    max_iterations: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+    client_message_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    timeout: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    agent_id: str | None = None
+
+
+class Context(NamedTuple):
+    """Where a chat message belongs, beside its identity.
+
+    Attributes:
+        headers: what is passed on to the AES as ``metadata.headers``.
+    """
+
+    agent_id: str
+    context_type: str = "agent"
+    conversation_id: str | None = None
+    collection_id: str | None = None
+    traceparent: str | None = None
+    headers: dict[str, str] = {}  # noqa: RUF012  # a NamedTuple's default; never written to
+
+
+def decode_body(raw: bytes) -> ChatBody:
+    """Read a chat message.
+
+    Raises:
+        ClientError: 400 not JSON, 422 a field is wrong.
+    """
+    try:
+        return _decode(raw)
+    except msgspec.ValidationError as error:
+        raise invalid_field(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ClientError(400, "not_json", f"the body is not JSON: {error}") from None
+
+
+_decode = msgspec.json.Decoder(ChatBody).decode
+
+
+def invalid_field(error: msgspec.ValidationError) -> ClientError:
+    """msgspec's complaint in a client's words."""
+    text = str(error).replace("Expected `object`", "Expected an object")
+    if text.startswith("Expected an object, got") and "$" not in text:
+        return ClientError(422, "not_an_object", f"the message must be a JSON object: {text}")
+    return ClientError(422, "invalid_field", text)
+
+
+def timeout_s(settings: Settings, tier: str, asked: int | None) -> int:
+    """The time that the agent has: what was asked for, at most the tier's (whole seconds)."""
+    most = settings.for_tier("task_timeout_s", tier)
+    return most if asked is None else min(asked, most)
+
+
+def build_action(
+    settings: Settings,
+    identity: Identity,
+    context: Context,
+    body: ChatBody,
+    *,
+    task_id: UUID,
+    action_id: UUID,
+    queue_name: str,
+    callback_queue: str,
+    now: float,
+) -> bytes:
+    """The ``ChatProcessAction`` of the contract, section 1, as JSON."""
+    at = datetime.fromtimestamp(now, UTC).isoformat()
+    tier = identity.tenant_tier
+    timeout = timeout_s(settings, tier, body.timeout)
+    subject = context.collection_id if context.context_type == "collection" else context.agent_id
+    extra = {
+        "conversation_id": context.conversation_id,
+        "client_message_id": body.client_message_id,
+        "traceparent": context.traceparent,
+        "user_id": identity.user_id,
+    }
+    base = {"tenant_id": identity.tenant_id, "tenant_tier": tier, "session_id": identity.session_id}
+    return msgspec.json.encode(
+        {
+            "action_id": str(action_id),
+            "action_type": "execution.agent_run",
+            "task_id": str(task_id),
+            **base,
+            "execution_context": {
+                "context_id": f"{context.context_type}-{subject}",
+                "context_type": context.context_type,
+                **base,
+                "primary_agent_id": context.agent_id,
+                "agents": [context.agent_id],
+                "collections": [] if context.collection_id is None else [context.collection_id],
+                "metadata": {},
+                "created_at": at,
+            },
+            "data": {},
+            "metadata": {
+                "headers": context.headers,
+                "created_at": at,
+                **{name: value for name, value in extra.items() if value is not None},
+            },
+            "callback_queue": callback_queue,
+            "timeout": timeout,
+            "deadline_at": datetime.fromtimestamp(now + timeout, UTC).isoformat(),
+            "queue_metadata": {
+                "enqueued_at": at,
+                "target_domain": "execution",
+                "queue_name": queue_name,
+                "tier_priority": settings.for_tier("queue_priority", tier),
+            },
+            "timestamp": at,
+            "message": body.message,
+            "message_type": body.message_type,
+            "user_info": body.user_info,
+            "max_iterations": body.max_iterations,
+        }
+    )

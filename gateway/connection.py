@@ -1,0 +1,234 @@
+"""One WebSocket: bytes to events, frames to the transport, and nothing else held while it is idle.
+
+uvicorn reads the request head and hands the transport over (its ``ws=`` protocol class). While the socket is
+being opened there is a task; after that there is none, no queue and no timer: its frames are written straight
+to the transport, one wheel pings all sockets of the pod, and what a full transport cannot take stays in the
+session's log in Redis until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import IntEnum
+from typing import TYPE_CHECKING, cast
+
+from gateway import frames
+from gateway.auth import Identity
+from gateway.close_codes import CloseCode
+from gateway.hub import Feed
+
+if TYPE_CHECKING:
+    from gateway.websocket_endpoint import WebSocketEndpoint
+
+_CLOSE_HANDSHAKE_S = 5.0  # RFC 6455, 7.1.1: the client's Close is awaited, but not for ever
+
+
+class State(IntEnum):
+    """What a connection's bytes mean."""
+
+    OPENING = 0
+    """The request is being judged; the client may not send anything yet."""
+    OPEN = 1
+    CLOSING = 2
+    """A Close was sent, the client's is awaited; only that is still read."""
+    CLOSED = 3
+
+
+class Connection(asyncio.Protocol):
+    """A client's socket; a `gateway.hub.Subscriber`."""
+
+    __slots__ = (
+        "_close_timer",
+        "_decoder",
+        "_endpoint",
+        "_opening",
+        "_slow_timer",
+        "_transport",
+        "acked",
+        "bad_frames",
+        "behind",
+        "connection_id",
+        "feed",
+        "generation",
+        "heard",
+        "identity",
+        "in_flight",
+        "seq",
+        "since",
+        "slot",
+        "state",
+        "wants_chunks",
+    )
+
+    def __init__(self, endpoint: WebSocketEndpoint) -> None:
+        self._endpoint = endpoint
+        self._transport: asyncio.Transport | None = None
+        self._decoder: frames.FrameDecoder | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._slow_timer: asyncio.TimerHandle | None = None
+        self._close_timer: asyncio.TimerHandle | None = None
+        self.state = State.OPENING
+        self.identity: Identity | None = None
+        self.feed: Feed | None = None
+        self.connection_id = ""
+        self.seq = 0
+        self.acked = -1  # a client that acks is believed more than the transport
+        self.generation = 0
+        self.wants_chunks = False
+        self.behind = False
+        self.heard = 0  # the wheel's tick at which the client was last heard
+        self.slot = -1
+        self.since = 0  # when it was accepted, seconds since 1970
+        self.bad_frames = 0
+        self.in_flight = 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self._endpoint.tick
+        if self._decoder is None:
+            self._begin(data)
+            return
+        for event in self._decoder.feed(data):
+            if self.state == State.OPEN:
+                self._on_event(event)
+            elif isinstance(event, frames.Close):
+                self.drop()
+        failure = self._decoder.failure
+        if failure is not None:
+            code = CloseCode.BAD_FRAME if failure.code == frames.TOO_BIG else failure.code
+            self.close(code, str(failure))
+
+    def pause_writing(self) -> None:
+        delay_s = self._endpoint.settings.slow_consumer_timeout_s
+        loop = asyncio.get_running_loop()
+        self._slow_timer = loop.call_later(
+            delay_s,
+            self.close,
+            CloseCode.SLOW_CONSUMER,
+            "the socket does not read; come back with the cursor",
+        )
+
+    def resume_writing(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+        if self.feed is not None and self.state == State.OPEN:
+            self._endpoint.hub.resumed(self.feed, self)
+
+    def eof_received(self) -> None:
+        """The transport closes itself; `connection_lost` follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._detach()
+        self.state = State.CLOSED
+        for timer in (self._slow_timer, self._close_timer):
+            if timer is not None:
+                timer.cancel()
+        self._slow_timer = self._close_timer = None
+        self._transport = None
+        self._endpoint.on_gone(self)
+
+    # Opening.
+
+    def _begin(self, data: bytes) -> None:
+        if self._opening is not None:  # bytes after the head, before they were allowed
+            self._opening.cancel()
+            self.drop()
+            return
+        self._opening = asyncio.create_task(self._endpoint.open(self, data))
+        self._opening.add_done_callback(self._endpoint.on_opened)
+
+    def accept(self, response: bytes, decoder: frames.FrameDecoder) -> bool:
+        """Answer the upgrade request; False if the client has gone meanwhile."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.set_write_buffer_limits(high=self._endpoint.settings.send_buffer_bytes)
+        self._transport.write(response)
+        self._decoder = decoder
+        self._opening = None
+        self.state = State.OPEN
+        return True
+
+    def refuse(self, response: bytes) -> None:
+        """Answer the upgrade request with an HTTP error."""
+        if self._transport is not None:
+            self._transport.write(response)
+            self._transport.close()
+
+    # gateway.hub.Subscriber
+
+    @property
+    def writable(self) -> bool:
+        return self._slow_timer is None
+
+    @property
+    def sent(self) -> int | None:
+        if self.acked >= 0:
+            return self.acked
+        if self._transport is None:
+            return self.seq if self._slow_timer is None else None
+        return None if self._transport.get_write_buffer_size() else self.seq
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and self.state == State.OPEN:
+            self._transport.write(data)
+
+    def replaced(self) -> None:
+        self.close(CloseCode.REPLACED, "a newer connection of the session took over")
+
+    def restart(self, reason: str) -> None:
+        self._endpoint.ask_to_reconnect(self, reason)
+
+    # Closing.
+
+    def close(self, code: int, reason: str) -> None:
+        """Send a Close and await the client's; from now on the session does without this socket."""
+        if self.state != State.OPEN or self._transport is None:
+            return
+        self._endpoint.count_close(code)
+        self._detach()
+        self._transport.write(frames.encode_close(code, reason))
+        self.state = State.CLOSING
+        if self._decoder is not None and self._decoder.closed:
+            self.drop()
+            return
+        loop = asyncio.get_running_loop()
+        self._close_timer = loop.call_later(_CLOSE_HANDSHAKE_S, self._abort)
+
+    def finish(self, code: int) -> None:
+        """Answer the client's Close."""
+        if self._transport is not None and self.state == State.OPEN:
+            self._endpoint.count_close(code)
+            self.state = State.CLOSING
+            self._transport.write(frames.encode_close(code, ""))
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the transport when it has sent what it holds."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _detach(self) -> None:
+        feed, self.feed = self.feed, None
+        if feed is not None:
+            self._endpoint.hub.detach(feed, self)
+
+    # Frames.
+
+    def _on_event(self, event: frames.Event) -> None:
+        if isinstance(event, frames.Text):
+            self._endpoint.conversation.on_text(self, event.data)
+        elif isinstance(event, frames.Ping):
+            self.write(frames.encode_pong(event.data))
+        elif isinstance(event, frames.Close):
+            self._endpoint.on_client_close(self, event.code or CloseCode.DONE)
+        elif isinstance(event, frames.Binary | frames.TooLarge):
+            self._endpoint.conversation.on_bad_frame(self, event)

@@ -1,0 +1,71 @@
+"""What a client is told when something is wrong: [P].
+
+`ERROR_CODES` is the closed list of ``error_code``, in problem documents (HTTP) and ``error`` messages alike.
+"""
+
+from __future__ import annotations
+
+from gateway.close_codes import CloseCode
+
+ERROR_CODES = {
+    "not_json": "the body or message is not JSON",
+    "not_an_object": "it is JSON, but not an object",
+    "unknown_type": "a message's type is none that clients may send",
+    "invalid_field": "a field is missing, has a wrong type or is out of bounds; the text says which",
+    "missing_id": "an id that is needed was not given",
+    "invalid_id": "an id is empty, too long or has characters that are not allowed",
+    "unknown_tier": "the tier is none of free, advance, professional, enterprise",
+    "invalid_cursor": "the cursor is not epoch:seq as the server sent it",
+    "bad_request": "the request cannot be understood; the text says why",
+    "not_text": "a binary message was sent; messages are JSON text",
+    "message_too_large": "a message or body is over the size limit",
+    "token_missing": "there is no token",
+    "token_invalid": "the token's signature, audience, issuer or claims are not right",
+    "token_expired": "the token has expired, or is not valid yet",
+    "forbidden": "the token does not allow this tenant, tier, session, user or agent",
+    "too_many_in_flight": "the socket has too many sends that are not answered yet; wait for their acks",
+    "not_found": "there is nothing here",
+    "method_not_allowed": "this address does not take that method",
+    "queue_full": "the agents' queue is full; try again later",
+    "redis_unavailable": "the message store cannot be reached; try again shortly",
+    "draining": "this pod is about to stop; connect again",
+    "internal_error": "a mistake of ours; it has been logged",
+    "agent_failed": "the agent ended the task with an error",
+    "agent_timeout": "the agent did not finish the task in time",
+    "cancelled": "the task was cancelled",
+}
+
+
+class ClientError(Exception):
+    """Something that the client has to be told.
+
+    Attributes:
+        status: HTTP status.
+        error_code: of `ERROR_CODES`.
+        detail: what is wrong and what to do, in the client's words.
+        retry_after_s: when it may be tried again; None where that does not help.
+    """
+
+    def __init__(
+        self, status: int, error_code: str, detail: str, *, retry_after_s: int | None = None
+    ) -> None:
+        assert error_code in ERROR_CODES, error_code
+        self.status = status
+        self.error_code = error_code
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        super().__init__(detail)
+
+    @property
+    def close_code(self) -> CloseCode:
+        """How a socket ends for which this is the reason."""
+        if self.status == 401:
+            return CloseCode.BAD_TOKEN
+        return CloseCode.FORBIDDEN if self.status == 403 else CloseCode.BAD_REQUEST
+
+
+def redis_unavailable() -> ClientError:
+    """For whatever needed Redis while it was away."""
+    return ClientError(
+        503, "redis_unavailable", "the message store cannot be reached; try again shortly", retry_after_s=1
+    )

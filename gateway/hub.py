@@ -1,0 +1,432 @@
+"""From channels to sockets: which sessions this pod holds, and where each of their sockets stands.
+
+A socket is either *live* — what is published on its session's channel follows what it has — or it is
+*catching up*: its messages are read from the log while what is published meanwhile is kept aside, and then
+both are merged. A new socket, one that did not read for a while, and one whose pod missed something all
+catch up by the same way. Pub/sub is only a hint; the log is the truth, and it is also each socket's queue:
+a socket that does not read is sent nothing until it has, so nothing piles up for it here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from backplane.errors import RedisUnavailable
+from backplane.link import Link
+from backplane.log import Logger
+from backplane.position import Batch, Gap, Position, merge, newer
+from backplane.session_log import Live, Mark, Replaced, Resumed, SessionLog, parse_push
+from gateway.frames import encode_text
+from gateway.outgoing import batch_frames, log_frames
+
+_KEPT_ASIDE_BYTES = 256 * 1024  # live messages that a catch-up keeps; beyond, it reads them from the log
+_CHANNELS_A_COMMAND = 500
+_SESSIONS_A_CHECK = 500
+
+
+class Subscriber(Protocol):
+    """A socket, as the hub sees it.
+
+    Attributes:
+        seq: the last log message that it was sent.
+        generation: grows with every connection of the session.
+        wants_chunks: whether it is sent what is published but not logged.
+        behind: set by the hub when there was more than the socket could take.
+    """
+
+    seq: int
+    generation: int
+    wants_chunks: bool
+    behind: bool
+
+    @property
+    def writable(self) -> bool:
+        """Whether it takes more now; when it does again it calls `Hub.resumed`."""
+
+    @property
+    def sent(self) -> int | None:
+        """The last log message that has left this process; None while it cannot be told."""
+
+    def write(self, frames: bytes) -> None:
+        """Send whole frames."""
+
+    def replaced(self) -> None:
+        """Close it: a newer connection took over."""
+
+    def restart(self, reason: str) -> None:
+        """Close it: it has to come back and be told where it stands."""
+
+
+class CatchUp:
+    """Sockets of one session that read their log from the same place on."""
+
+    __slots__ = ("live", "live_bytes", "position", "sockets")
+
+    def __init__(self, sockets: list[Subscriber], position: Position) -> None:
+        self.sockets = sockets
+        self.position = position
+        self.live: list[Batch] = []
+        self.live_bytes = 0
+
+    def keep(self, batch: Batch) -> None:
+        """Set a live batch aside; past the limit the oldest go, which shows as a gap when merging."""
+        self.live.append(batch)
+        self.live_bytes += sum(map(len, batch.entries))
+        while self.live_bytes > _KEPT_ASIDE_BYTES and len(self.live) > 1:
+            self.live_bytes -= sum(map(len, self.live.pop(0).entries))
+
+    def send(self, batch: Batch) -> None:
+        """Send each socket what it lacks of ``batch``; one that is full leaves, to come back later."""
+        for socket in self.sockets:
+            entries = newer(batch, socket.seq)
+            if isinstance(entries, Gap) or not entries:
+                continue
+            if not socket.writable:
+                socket.behind = True
+                continue
+            socket.write(log_frames(batch.epoch, socket.seq + 1, entries))
+            socket.seq = batch.last
+        self.position = Position(batch.epoch, max(batch.last, self.position.seq))
+
+
+class Feed:
+    """One session on this pod."""
+
+    __slots__ = ("catching", "channel", "epoch", "marked", "sockets")
+
+    def __init__(self, channel: bytes) -> None:
+        self.channel = channel
+        self.epoch: str | None = None
+        self.sockets: list[Subscriber] = []  # live, or behind
+        self.catching: list[CatchUp] = []
+        self.marked = 0
+
+    @property
+    def session(self) -> str:
+        """The session's base key."""
+        return self.channel.decode("ascii")
+
+    @property
+    def everyone(self) -> list[Subscriber]:
+        """All sockets, live or catching up."""
+        return [*self.sockets, *(socket for group in self.catching for socket in group.sockets)]
+
+
+class Hub:
+    """All sessions on this pod.
+
+    Args:
+        link: carries subscriptions and reads; give it `on_push` and `on_connect`.
+        session_log: reads logs over that link.
+        log: for operators.
+        others: gets the pushes of channels that are no session's.
+    """
+
+    def __init__(
+        self, link: Link, session_log: SessionLog, log: Logger, others: Callable[[bytes, bytes], None]
+    ) -> None:
+        self._link = link
+        self._session_log = session_log
+        self._log = log
+        self._others = others
+        self._feeds: dict[bytes, Feed] = {}
+        self._unmarked: set[Feed] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.delivered = 0
+        self.gaps = 0
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions have a socket here."""
+        return len(self._feeds)
+
+    # Sockets come and go.
+
+    async def attach(
+        self, session: str, socket: Subscriber, cursor: Position | None, greet: Callable[[Resumed], bool]
+    ) -> Feed | None:
+        """Put a socket on its session and send it what it lacks.
+
+        Args:
+            session: the session's base key.
+            socket: must not be used before ``greet`` is called.
+            cursor: what the client has; None for what no socket has been sent.
+            greet: called once, right before the first message is written; False if the socket has gone.
+
+        Returns:
+            The session's feed, None if the socket has gone.
+
+        Raises:
+            RedisUnavailable: nothing was attached.
+        """
+        feed = self._feed(session.encode())
+        group = CatchUp([], Position("", 0))
+        feed.catching.append(group)  # from here on live messages are kept aside
+        try:
+            resumed = await self._session_log.resume(session, cursor)
+            epoch = resumed.page.epoch
+            socket.seq = resumed.start
+            socket.generation = resumed.generation
+            here = greet(resumed)
+        except BaseException:
+            self._abandon(feed, group)
+            raise
+        if not here:
+            self._abandon(feed, group)
+            return None
+        if feed.epoch != epoch:
+            self._restart(feed.sockets, "the session's log began anew")
+            feed.epoch, feed.marked = epoch, 0
+        group.position = Position(epoch, resumed.start)
+        group.sockets.append(socket)
+        group.send(resumed.page)
+        if not self._join_live(feed, group, resumed.head):
+            self._spawn(self._read_on(feed, group))
+        return feed
+
+    def detach(self, feed: Feed, socket: Subscriber) -> None:
+        """Take a socket off its session; the last one unsubscribes the pod."""
+        if socket in feed.sockets:
+            feed.sockets.remove(socket)
+        for group in feed.catching:
+            if socket in group.sockets:
+                group.sockets.remove(socket)
+        mark = self._mark(feed, [socket])
+        if mark is not None:
+            self._spawn(self._note([mark]))
+        self._drop_if_empty(feed)
+
+    def resumed(self, feed: Feed, socket: Subscriber) -> None:
+        """A socket that could not take more can again."""
+        if socket.behind and socket in feed.sockets:
+            self._catch_up(feed, [socket])
+
+    async def note_sent(self, feed: Feed, socket: Subscriber) -> None:
+        """Note at once what a socket was sent: it is about to be closed, and its client may come back."""
+        mark = self._mark(feed, [socket])
+        if mark is not None:
+            await self._note([mark])
+
+    def _feed(self, channel: bytes) -> Feed:
+        feed = self._feeds.get(channel)
+        if feed is None:
+            feed = self._feeds[channel] = Feed(channel)
+            self._session_log.subscribe([feed.session])
+        return feed
+
+    def _abandon(self, feed: Feed, group: CatchUp) -> None:
+        feed.catching.remove(group)
+        self._drop_if_empty(feed)
+
+    def _drop_if_empty(self, feed: Feed) -> None:
+        if not feed.sockets and not feed.catching and self._feeds.get(feed.channel) is feed:
+            del self._feeds[feed.channel]
+            self._unmarked.discard(feed)
+            self._session_log.unsubscribe(feed.session)
+
+    # Live messages.
+
+    def on_push(self, push: list[Any]) -> None:
+        """What Redis pushed on the feed link."""
+        if push[0] != b"message":
+            return
+        feed = self._feeds.get(push[1])
+        if feed is None:
+            self._others(push[1], push[2])
+            return
+        try:
+            message = parse_push(push[2])
+        except ValueError:
+            self._log.warning("foreign_publish", channel=feed.session)
+            return
+        if isinstance(message, Batch):
+            self._deliver(feed, message)
+        elif isinstance(message, Live):
+            self._deliver_unlogged(feed, message.frame)
+        else:
+            self._replace(feed, message)
+
+    def _deliver(self, feed: Feed, batch: Batch) -> None:
+        for group in feed.catching:
+            group.keep(batch)
+        frames: bytes | None = None
+        before, last = batch.first - 1, batch.last
+        lost: list[Subscriber] = []
+        for socket in feed.sockets:
+            if socket.seq == before and feed.epoch == batch.epoch and not socket.behind:
+                if socket.writable:
+                    if frames is None:
+                        frames = batch_frames(batch)
+                    socket.write(frames)
+                    socket.seq = last
+                    self.delivered += len(batch.entries)
+                else:
+                    socket.behind = True
+            elif not socket.behind and (feed.epoch != batch.epoch or socket.seq < last):
+                lost.append(socket)
+        if frames is not None:
+            self._unmarked.add(feed)
+        if lost:
+            self.gaps += 1
+            self._catch_up(feed, lost)
+
+    def _deliver_unlogged(self, feed: Feed, text: bytes) -> None:
+        """Best effort: who cannot take it now gets the whole answer from the log."""
+        frames = encode_text(text)
+        for socket in feed.sockets:
+            if socket.wants_chunks and socket.writable and not socket.behind:
+                socket.write(frames)
+
+    def _replace(self, feed: Feed, message: Replaced) -> None:
+        for socket in feed.everyone:
+            if socket.generation < message.generation:
+                socket.replaced()
+
+    # Catching up.
+
+    def _catch_up(self, feed: Feed, sockets: list[Subscriber]) -> None:
+        """Read on from the log for sockets that are not at its head."""
+        for socket in sockets:
+            feed.sockets.remove(socket)
+            socket.behind = False
+        group = CatchUp(sockets, Position(feed.epoch or "", min(socket.seq for socket in sockets)))
+        feed.catching.append(group)
+        self._spawn(self._read_on(feed, group))
+
+    async def _read_on(self, feed: Feed, group: CatchUp) -> None:
+        try:
+            while group.sockets:
+                try:
+                    page = await self._session_log.read(feed.session, group.position)
+                except RedisUnavailable:
+                    await self._link.wait_up()
+                    continue
+                if page.epoch != group.position.epoch or page.head < group.position.seq:
+                    self._restart(group.sockets, "the session's log began anew")
+                    return
+                if page.oldest > group.position.seq + 1:
+                    self._restart(group.sockets, "the session's log no longer reaches back")
+                    return
+                group.send(page.batch)
+                if self._join_live(feed, group, page.head):
+                    return
+        finally:
+            if group in feed.catching:
+                self._abandon(feed, group)
+
+    def _join_live(self, feed: Feed, group: CatchUp, head: int) -> bool:
+        """Merge what came meanwhile; False if the log has to be read again before that.
+
+        Runs without a pause, so that no live message falls between the merge and going live.
+        """
+        if all(socket.behind for socket in group.sockets):
+            pass  # they read on when they can take more
+        elif group.position.seq < head:
+            return False
+        else:
+            merged = merge(*group.position, group.live)
+            if isinstance(merged, Gap):
+                group.live.clear()
+                group.live_bytes = 0
+                return False
+            if merged:
+                group.send(Batch(group.position.epoch, group.position.seq + 1, merged))
+        feed.catching.remove(group)
+        feed.sockets += group.sockets
+        for socket in group.sockets:
+            if socket.behind and socket.writable:  # it has read in the meantime
+                self._catch_up(feed, [socket])
+        group.sockets = []
+        self._unmarked.add(feed)
+        return True
+
+    def _restart(self, sockets: Iterable[Subscriber], reason: str) -> None:
+        for socket in list(sockets):
+            socket.restart(reason)
+
+    # After a lost connection, and every few seconds.
+
+    async def on_connect(self) -> None:
+        """The feed link is new: subscribe again, before anything is read over it."""
+        channels = [feed.session for feed in self._feeds.values()]
+        for start in range(0, len(channels), _CHANNELS_A_COMMAND):
+            self._session_log.subscribe(channels[start : start + _CHANNELS_A_COMMAND])
+
+    async def check_positions(self, pause_s: float, *, renew: bool = False) -> None:
+        """Compare all sessions with their logs, and catch up where something was missed.
+
+        Args:
+            pause_s: time over which to spread it (0: at once).
+            renew: also put off the expiry of the sessions, which have sockets and so are in use.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        feeds = list(self._feeds.values())
+        slices = [feeds[i : i + _SESSIONS_A_CHECK] for i in range(0, len(feeds), _SESSIONS_A_CHECK)]
+        for some in slices:
+            heads = await self._session_log.heads([feed.session for feed in some], renew=renew)
+            for feed, head in zip(some, heads, strict=True):
+                self._compare(feed, head)
+            await asyncio.sleep(pause_s / len(slices))
+
+    def _compare(self, feed: Feed, head: Position | None) -> None:
+        if feed.epoch is None or not feed.sockets:
+            return
+        if head is None or head.epoch != feed.epoch:
+            self._restart(feed.sockets, "the session's log began anew")
+            return
+        # A socket ahead of the head is looked at too: reading tells whether the log was rewound, or this
+        # reply was only older than what has been pushed since.
+        off = [socket for socket in feed.sockets if socket.seq != head.seq and not socket.behind]
+        if off:
+            self.gaps += any(socket.seq < head.seq for socket in off)
+            self._catch_up(feed, off)
+
+    # What has been sent, for clients that come without a cursor.
+
+    async def flush_marks(self) -> None:
+        """Note in Redis how far the sessions' sockets have been sent.
+
+        Raises:
+            RedisUnavailable: Redis did not answer; it is noted the next time.
+        """
+        feeds, self._unmarked = self._unmarked, set()
+        marks = []
+        for feed in feeds:
+            everyone = feed.everyone
+            mark = self._mark(feed, everyone)
+            if mark is not None:
+                marks.append(mark)
+            if any(socket.sent is None for socket in everyone):
+                self._unmarked.add(feed)  # its buffers are not empty yet
+        try:
+            await self._session_log.mark_sent(marks)
+        except RedisUnavailable:
+            self._unmarked |= feeds
+            raise
+
+    def _mark(self, feed: Feed, sockets: Iterable[Subscriber]) -> Mark | None:
+        sent = max((socket.sent or 0 for socket in sockets), default=0)
+        if sent <= feed.marked or feed.epoch is None:
+            return None
+        feed.marked = sent
+        return Mark(feed.session, Position(feed.epoch, sent))
+
+    async def _note(self, marks: list[Mark]) -> None:
+        try:
+            await self._session_log.mark_sent(marks)
+        except RedisUnavailable as error:
+            self._log.warning("mark_lost", sessions=len(marks), reason=str(error))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("catch_up_died", exc_info=task.exception())

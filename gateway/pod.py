@@ -1,0 +1,193 @@
+"""One pod, wired: its links to Redis, its hub, its endpoints' collaborators and its background tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from backplane.errors import RedisUnavailable
+from backplane.link import Link
+from backplane.log import get_logger
+from backplane.ownership import Ownership
+from backplane.presence import MISSED_BEATS, Presence, Summary
+from backplane.redis_client import parse_redis_url
+from backplane.router.app import member_id
+from backplane.session_log import SessionLog
+from backplane.settings import Settings
+from backplane.task_queue import TaskQueue
+from gateway.auth import Authenticator
+from gateway.conversation import Conversation
+from gateway.health import Health
+from gateway.hub import Hub
+from gateway.sender import Sender
+from gateway.websocket_endpoint import WebSocketEndpoint
+
+_RENEW_EVERY_S = 600.0
+
+
+class Pod:
+    """Everything that one gateway process holds.
+
+    Raises:
+        ConfigurationError: the settings do not fit together.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.id = member_id()
+        self.log = get_logger(process="pod", pod_id=self.id)
+        self.keys = settings.keys()
+        self.authenticator = Authenticator(settings)
+        target = parse_redis_url(settings.redis_url)
+        self.redis_shown = target.shown
+        timeout_s = settings.redis_timeout_s
+        self.feed_link = Link(
+            target,
+            "orchestrator-pod-feed",
+            timeout_s=timeout_s,
+            on_push=self._on_push,
+            on_connect=self._on_feed_connect,
+            on_change=self._on_feed_change,
+        )
+        self.command_link = Link(
+            target, "orchestrator-pod", timeout_s=timeout_s, on_change=self._on_command_change
+        )
+        self.session_log = SessionLog(self.feed_link, self.command_link, self.keys, settings)
+        self.health = Health(
+            self.feed_link, self.command_link, self.keys.pod_channel(self.id), settings.probe_interval_s
+        )
+        self.hub = Hub(self.feed_link, self.session_log, self.log, self._on_other)
+        self.queue = TaskQueue(self.command_link, settings.actions_queue_max)
+        self.sender = Sender(settings, self.keys, self.session_log, self.queue)
+        self.conversation = Conversation(settings, self.sender, self.log)
+        ttl_ms = int(settings.presence_interval_s * MISSED_BEATS * 1000)
+        self.ownership = Ownership(self.command_link, self.keys, self.id, ttl_ms, self.log)
+        self.sockets = WebSocketEndpoint(
+            settings,
+            self.keys,
+            self.authenticator,
+            self.session_log,
+            self.hub,
+            self.conversation,
+            self.ownership,
+            self.health,
+            self.log,
+        )
+        self.presence = Presence(
+            self.command_link,
+            self.keys,
+            "pods",
+            self.id,
+            settings.presence_interval_s,
+            self.summary,
+            renew=self.ownership.keys,
+        )
+        self._check_now = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()
+
+    def summary(self) -> Summary:
+        """What the pod tells the cluster of itself."""
+        return {
+            "address": f"{self.settings.host}:{self.settings.port}",
+            "connections": len(self.sockets.wheel),
+            "sessions": self.hub.sessions,
+            "ready": self.health.problem() is None,
+            "opened": self.sockets.opened,
+            "closed": {str(code): count for code, count in sorted(self.sockets.closed_by_code.items())},
+            "delivered": self.hub.delivered,
+            "gaps": self.hub.gaps,
+            "sends_accepted": self.sender.accepted,
+        }
+
+    def tasks(self) -> dict[str, Any]:
+        """The pod's long-lived coroutines, by name."""
+        return {
+            "feed_link": self.feed_link.run(),
+            "command_link": self.command_link.run(),
+            "wheel": self.sockets.wheel.run(),
+            "probe": self.health.run(),
+            "presence": self.presence.run(),
+            "marks": self._mark_forever(),
+            "positions": self._check_forever(),
+        }
+
+    async def drain(self) -> None:
+        """Finish what is under way and close every socket with a code that says to come back."""
+        self.health.draining = True
+        settings = self.settings
+        if self.conversation.sends_in_flight:
+            await asyncio.wait(self.conversation.sends_in_flight, timeout=settings.drain_timeout_s / 2)
+        await self.sockets.close_all(settings.drain_timeout_s / 2)
+        try:
+            await self.hub.flush_marks()
+            await self.presence.leave()
+        except RedisUnavailable as error:
+            self.log.warning("left_without_goodbye", reason=str(error))
+
+    # Links.
+
+    def _on_push(self, push: list[Any]) -> None:
+        self.hub.on_push(push)
+
+    def _on_other(self, channel: bytes, payload: bytes) -> None:
+        if channel == self.health.channel:
+            self.health.heard(payload)
+
+    async def _on_feed_connect(self) -> None:
+        self.health.subscribe()
+        await self.hub.on_connect()
+
+    def _on_feed_change(self, up: bool) -> None:
+        self._say(up, "subscriptions", self.feed_link)
+        if up:
+            self._check_now.set()
+
+    def _on_command_change(self, up: bool) -> None:
+        self._say(up, "commands", self.command_link)
+        if up and self.command_link.connects > 1:
+            task = asyncio.create_task(self._enter_again())
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _enter_again(self) -> None:
+        try:
+            await self.sockets.rewrite_ownership()
+            await self.presence.beat()
+        except RedisUnavailable:
+            pass  # it went away again; the next connect does this again
+
+    def _say(self, up: bool, what: str, link: Link) -> None:
+        if up:
+            self.log.info("redis_connected", link=what)
+        else:
+            self.log.warning("redis_lost", link=what, reason=link.last_error)
+
+    # Background.
+
+    async def _mark_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.mark_sent_interval_s)
+            try:
+                await self.hub.flush_marks()
+            except RedisUnavailable:
+                await self.command_link.wait_up()
+
+    async def _check_forever(self) -> None:
+        """At once after a reconnect, and spread over the interval otherwise."""
+        interval_s = self.settings.position_check_s
+        since_renewal_s = 0.0
+        while True:
+            at_once = self._check_now.is_set()
+            self._check_now.clear()
+            renew = since_renewal_s >= _RENEW_EVERY_S
+            try:
+                await self.hub.check_positions(0 if at_once else interval_s / 2, renew=renew)
+            except RedisUnavailable:
+                await self.feed_link.wait_up()
+                continue
+            since_renewal_s = 0.0 if renew else since_renewal_s + interval_s
+            try:
+                async with asyncio.timeout(interval_s / 2):
+                    await self._check_now.wait()
+            except TimeoutError:
+                pass

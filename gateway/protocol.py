@@ -1,0 +1,98 @@
+"""What clients say on a socket: [P] pure decoding."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from gateway.chat import ChatBody, invalid_field
+from gateway.errors import ClientError
+
+Ref = str | int
+
+
+class Ping(msgspec.Struct, tag="ping"):
+    """Asks for a ``pong``."""
+
+    ref: Ref | None = None
+
+
+class Pong(msgspec.Struct, tag="pong"):
+    """Answers the server's ``ping``."""
+
+    ref: Ref | None = None
+
+
+class Ack(msgspec.Struct, tag="ack"):
+    """The client has dealt with the session's messages up to ``seq``."""
+
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+    ref: Ref | None = None
+
+
+class Chat(ChatBody, tag="chat"):
+    """The same as ``POST /api/chat/send``."""
+
+    ref: Ref | None = None
+
+
+ClientMessage = Ping | Pong | Ack | Chat
+
+
+class _Head(msgspec.Struct):
+    """Enough of a message that could not be read to say what is wrong with it, and to which it was."""
+
+    type: Any = None
+    ref: Any = None
+
+
+class BadMessage(ClientError):
+    """A client's message that cannot be taken.
+
+    Attributes:
+        ref: the message's own ``ref``, so that the client knows which it was.
+    """
+
+    def __init__(self, error: ClientError, ref: Ref | None) -> None:
+        super().__init__(error.status, error.error_code, error.detail)
+        self.ref = ref
+
+
+TYPES = ("ping", "pong", "ack", "chat")
+
+_decode = msgspec.json.Decoder(ClientMessage).decode
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def parse(data: bytes) -> ClientMessage:
+    """Read one message.
+
+    Raises:
+        BadMessage: it is none that the server understands; the text says why.
+    """
+    try:
+        message: ClientMessage = _decode(data)
+    except msgspec.ValidationError as error:
+        raise _explain(data, error) from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadMessage(ClientError(400, "not_json", f"the message is not JSON: {error}"), None) from None
+    return message
+
+
+def _explain(data: bytes, error: msgspec.ValidationError) -> BadMessage:
+    try:
+        head = _decode_head(data)
+    except (msgspec.DecodeError, RecursionError):
+        return BadMessage(ClientError(400, "not_an_object", "the message must be a JSON object"), None)
+    ref = head.ref if isinstance(head.ref, str | int) and not isinstance(head.ref, bool) else None
+    if head.type not in TYPES:
+        said = "is missing" if head.type is None else f"is {ascii(head.type)[:60]}"
+        detail = f"type {said}; clients may send {', '.join(TYPES)}"
+        return BadMessage(ClientError(400, "unknown_type", detail), ref)
+    return BadMessage(invalid_field(error), ref)
+
+
+Kind = Literal[
+    "connection_ack", "ack", "error", "ping", "pong", "reconnect"
+]  # what a pod itself says; the rest comes from the log

@@ -1,0 +1,95 @@
+"""``POST /api/chat/send``."""
+
+from __future__ import annotations
+
+import re
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from backplane.errors import InvalidId
+from backplane.keys import check_id
+from backplane.settings import Settings
+from gateway.auth import Authenticator, Stated
+from gateway.chat import CONTEXT_TYPES, Context, decode_body
+from gateway.errors import ClientError
+from gateway.http import Endpoint, json_response, read_body
+from gateway.sender import Sender
+
+_NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")
+_PASSED_ON = ("X-Request-Source", "X-Client-Version", "X-Conversation-ID", "X-User-ID")
+_MAX_HEADER = 256
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of an ``Authorization: Bearer`` header."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" and credentials else None
+
+
+def stated(request: Request) -> Stated:
+    """What the request's headers say of whom it speaks for."""
+    tenant, tier, session, user, agent = (request.headers.get(name) for name in _NAMES)
+    return Stated(tenant, tier, session, user, agent, _NAMES)
+
+
+def context_of(request: Request, agent_id: str) -> Context:
+    """Where the message belongs, from the headers.
+
+    Raises:
+        ClientError: 400.
+    """
+    headers = request.headers
+    context_type = headers.get("X-Context-Type", "agent")
+    if context_type not in CONTEXT_TYPES:
+        detail = f"X-Context-Type must be one of {', '.join(CONTEXT_TYPES)}"
+        raise ClientError(400, "invalid_field", detail)
+    collection_id = _optional_id(request, "X-Collection-ID")
+    if context_type == "collection" and collection_id is None:
+        raise ClientError(400, "missing_id", "X-Collection-ID is needed with X-Context-Type: collection")
+    passed_on = {"X-Request-Source": "web"}
+    for name in _PASSED_ON:
+        value = headers.get(name)
+        if value is not None:
+            passed_on[name] = value[:_MAX_HEADER]
+    traceparent = headers.get("traceparent")
+    if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
+        traceparent = None  # W3C Trace Context, 3.2.2: one that is not valid is ignored
+    return Context(
+        agent_id,
+        context_type,
+        _optional_id(request, "X-Conversation-ID"),
+        collection_id,
+        traceparent,
+        passed_on,
+    )
+
+
+def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Sender) -> Endpoint:
+    """The endpoint."""
+
+    async def send(request: Request) -> Response:
+        identity = authenticator.identify(bearer_token(request), stated(request))
+        if identity.agent_id is None:
+            raise ClientError(400, "missing_id", "X-Agent-ID is needed")
+        context = context_of(request, identity.agent_id)
+        body = decode_body(await read_body(request, settings.message_max_bytes))
+        timeout = request.headers.get("X-Task-Timeout")
+        if timeout is not None:
+            if not re.fullmatch(r"[1-9][0-9]{0,6}", timeout):
+                raise ClientError(400, "invalid_field", "X-Task-Timeout must be whole seconds from 1")
+            body.timeout = int(timeout)
+        return json_response(await sender.send(identity, context, body))
+
+    return send
+
+
+def _optional_id(request: Request, name: str) -> str | None:
+    value = request.headers.get(name)
+    if value is None:
+        return None
+    try:
+        return check_id(value, name)
+    except InvalidId as error:
+        raise ClientError(400, "invalid_id", str(error)) from None

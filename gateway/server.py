@@ -1,0 +1,122 @@
+"""The gateway process: uvicorn for HTTP, our own protocol for sockets, one supervisor for all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from backplane.errors import ConfigurationError
+from backplane.settings import Settings
+from backplane.supervise import run_until
+from gateway.app import build_app
+from gateway.connection import Connection
+from gateway.pod import Pod
+
+_BACKLOG = 4_096
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, without its signal handlers: it would close every socket before the pod can say goodbye."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse to offer a service without tokens to a network.
+
+    Raises:
+        ConfigurationError: AUTH=none on an address that is not loopback.
+    """
+    if settings.auth != "none" or settings.allow_insecure:
+        return
+    try:
+        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ConfigurationError(
+            f"AUTH=none on {settings.host} lets anyone in; use AUTH=jwt, HOST=127.0.0.1 or ALLOW_INSECURE=1"
+        )
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket that several pods of one machine may share; the kernel deals connections out among them.
+
+    Raises:
+        ConfigurationError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((host, port))
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listening
+
+
+async def run_gateway(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Returns:
+        The exit status: 0 after a clean drain.
+
+    Raises:
+        ConfigurationError: the settings do not fit together, or the port cannot be had.
+    """
+    check_exposure(settings)
+    pod = Pod(settings)
+    listening = listening_socket(settings.host, settings.port)
+    server = _Server(_config(pod))
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if settings.auth == "none":
+        pod.log.warning("authentication_off", host=settings.host)
+    pod.log.info("pod_started", host=settings.host, port=settings.port, redis=pod.redis_shown)
+    http_done = asyncio.Event()
+
+    async def serve_http() -> None:
+        try:
+            await server.serve(sockets=[listening])
+        finally:
+            http_done.set()
+
+    async def goodbye() -> None:
+        # Only after the pod's own goodbye: until then /readyz says 503 and requests under way are answered.
+        await pod.drain()
+        server.should_exit = True
+        await http_done.wait()
+
+    clean = await run_until(stop, {**pod.tasks(), "http": serve_http()}, pod.log, goodbye)
+    pod.log.info("pod_stopped", clean=clean)
+    return 0 if clean else 1
+
+
+def _config(pod: Pod) -> uvicorn.Config:
+    def new_connection(**_uvicorn: Any) -> Connection:
+        return Connection(pod.sockets)
+
+    return uvicorn.Config(
+        build_app(pod),
+        ws=new_connection,  # type: ignore[arg-type]  # it is only called
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )

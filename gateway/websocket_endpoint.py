@@ -1,0 +1,266 @@
+"""``/ws/{session_id}``: who may open a socket, and what it is told first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from uuid import uuid4
+
+from backplane.errors import InvalidCursor, RedisUnavailable
+from backplane.keys import Keys
+from backplane.log import Logger
+from backplane.ownership import Owned, Ownership
+from backplane.position import Position, parse_cursor
+from backplane.session_log import Resumed, SessionLog
+from backplane.settings import Settings
+from gateway import handshake, outgoing
+from gateway.auth import Authenticator, Identity, Stated
+from gateway.close_codes import CloseCode
+from gateway.connection import Connection, State
+from gateway.conversation import Conversation
+from gateway.errors import ClientError, redis_unavailable
+from gateway.frames import FrameDecoder
+from gateway.health import Health
+from gateway.hub import Hub
+from gateway.problem import problem_body, problem_headers
+from gateway.wheel import Wheel
+
+PATH = "/ws/"
+SUBPROTOCOL = "orchestrator.v1"
+_BEARER_SUBPROTOCOL = "bearer."
+_NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
+
+
+class WebSocketEndpoint:
+    """Opens sockets, and is what all open sockets of a pod share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        authenticator: Authenticator,
+        session_log: SessionLog,
+        hub: Hub,
+        conversation: Conversation,
+        ownership: Ownership,
+        health: Health,
+        log: Logger,
+    ) -> None:
+        self.settings = settings
+        self.hub = hub
+        self.conversation = conversation
+        self.wheel = Wheel(settings.heartbeat_s)
+        self.closed_by_code: dict[int, int] = {}
+        self.opened = 0
+        self._keys = keys
+        self._authenticator = authenticator
+        self._session_log = session_log
+        self._ownership = ownership
+        self._health = health
+        self._log = log
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._all_gone: asyncio.Event | None = None  # there while the pod stops
+
+    @property
+    def tick(self) -> int:
+        """The wheel's present tick."""
+        return self.wheel.tick
+
+    # Opening.
+
+    async def open(self, connection: Connection, head: bytes) -> None:
+        """Judge an upgrade request and, if it is right, attach the socket to its session."""
+        try:
+            async with asyncio.timeout(self.settings.handshake_timeout_s):
+                await self._open(connection, handshake.parse(head))
+        except handshake.HandshakeError as error:
+            body = problem_body(error.status, "bad_request", error.detail)
+            connection.refuse(handshake.refuse_response(error.status, list(error.headers), body))
+        except (TimeoutError, RedisUnavailable):
+            self._refuse(connection, redis_unavailable())
+        except ClientError as error:
+            self._refuse(connection, error)
+
+    def on_opened(self, task: asyncio.Task[None]) -> None:
+        """The task of a handshake has ended."""
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("handshake_failed", exc_info=task.exception())
+
+    async def _open(self, connection: Connection, request: handshake.UpgradeRequest) -> None:
+        if not request.path.startswith(PATH) or "/" in request.path.removeprefix(PATH):
+            raise ClientError(404, "not_found", "sockets are opened at /ws/{session_id}")
+        if self._health.draining:
+            raise ClientError(503, "draining", "this pod is about to stop; connect again", retry_after_s=1)
+        try:
+            identity = self._authenticator.identify(_token(request), _stated(request))
+            cursor = _cursor(request)
+        except ClientError as error:
+            # Browsers hide the HTTP answer of a refused upgrade, so what a client has to understand is said
+            # on an accepted socket.
+            self._tell_and_close(connection, request, error)
+            return
+        connection.identity = identity
+        connection.connection_id = uuid4().hex
+        connection.wants_chunks = request.query.get("stream") == "1"
+        session = self._session_log.channel(identity.tenant_id, identity.session_id)
+
+        def greet(resumed: Resumed) -> bool:
+            return self._accept(connection, request) and self._greet(connection, identity, resumed)
+
+        feed = await self.hub.attach(session, connection, cursor, greet)
+        if feed is None:
+            return
+        connection.feed = feed
+        if self.settings.session_policy == "replace":
+            await self._session_log.replace_older(session, connection.generation)
+
+    def _accept(self, connection: Connection, request: handshake.UpgradeRequest) -> bool:
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.subprotocols else None
+        decoder = FrameDecoder(self.settings.message_max_bytes, self.settings.skip_max_bytes)
+        return connection.accept(handshake.accept_response(request, subprotocol), decoder)
+
+    def _greet(self, connection: Connection, identity: Identity, resumed: Resumed) -> bool:
+        now = time.time()
+        epoch = resumed.page.epoch
+        data = {
+            "connection_id": connection.connection_id,
+            "session_id": identity.session_id,
+            "tenant_id": identity.tenant_id,
+            "tenant_tier": identity.tenant_tier,
+            "server_time": now,
+            "heartbeat_s": self.settings.heartbeat_s,
+            "cursor": str(Position(epoch, resumed.start)),
+            "resume": {
+                "status": resumed.status,
+                "from": resumed.start,
+                "to": resumed.head,
+                "oldest": resumed.oldest,
+                "epoch": epoch,
+            },
+            "limits": {
+                "message_max_bytes": self.settings.message_max_bytes,
+                "sends_in_flight_max": self.settings.sends_in_flight_max,
+            },
+        }
+        connection.write(outgoing.message(identity, now, "connection_ack", data))
+        self.wheel.add(connection)
+        self.opened += 1
+        connection.since = int(now)
+        self._ownership.own(self._owned(connection, identity))
+        return True
+
+    def _owned(self, connection: Connection, identity: Identity) -> Owned:
+        return Owned(
+            connection.connection_id,
+            identity.tenant_id,
+            identity.tenant_tier,
+            identity.session_id,
+            identity.user_id,
+            connection.since,
+        )
+
+    def _tell_and_close(
+        self, connection: Connection, request: handshake.UpgradeRequest, error: ClientError
+    ) -> None:
+        if self._accept(connection, request):
+            connection.write(outgoing.error(None, time.time(), error))
+            connection.close(error.close_code, error.detail)
+
+    def _refuse(self, connection: Connection, error: ClientError) -> None:
+        if connection.state == State.OPEN:  # accepted already: Redis went away right behind
+            connection.close(CloseCode.TRY_LATER, error.detail)
+            return
+        body = problem_body(error.status, error.error_code, error.detail)
+        connection.refuse(handshake.refuse_response(error.status, problem_headers(error), body))
+
+    # Open sockets.
+
+    def on_client_close(self, connection: Connection, code: int) -> None:
+        """The client says goodbye; what it was sent is noted before it is answered.
+
+        So a client that waits for the answer and comes back without a cursor is sent nothing twice.
+        """
+        task = asyncio.create_task(self._say_goodbye(connection, code))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _say_goodbye(self, connection: Connection, code: int) -> None:
+        if connection.feed is not None:
+            await self.hub.note_sent(connection.feed, connection)
+        connection.finish(code)
+
+    def ask_to_reconnect(self, connection: Connection, reason: str, after_ms: int = 0) -> None:
+        """Ask a client to come back, and close its socket."""
+        if connection.identity is not None:
+            data = {"reason": reason, "after_ms": after_ms}
+            connection.write(outgoing.message(connection.identity, time.time(), "reconnect", data))
+        connection.close(CloseCode.RESTART, reason)
+
+    def on_gone(self, connection: Connection) -> None:
+        """The transport is closed."""
+        if connection.slot >= 0 and connection.identity is not None:
+            self.wheel.remove(connection)
+            if self._all_gone is not None and not len(self.wheel):
+                self._all_gone.set()
+            self._ownership.disown(connection.connection_id, connection.identity.tenant_id)
+
+    def count_close(self, code: int) -> None:
+        """Count why sockets are closed."""
+        self.closed_by_code[code] = self.closed_by_code.get(code, 0) + 1
+
+    # The whole pod.
+
+    async def rewrite_ownership(self) -> None:
+        """Enter all sockets in Redis anew.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        pairs = [(c, c.identity) for c in self.wheel.connections if c.identity is not None]
+        await self._ownership.rewrite([self._owned(c, identity) for c, identity in pairs])
+
+    async def close_all(self, timeout_s: float) -> None:
+        """Close every socket because the pod stops, and wait for the clients' answers."""
+        for connection in self.wheel.connections:
+            self.ask_to_reconnect(connection, "the pod restarts")
+        if len(self.wheel):
+            self._all_gone = asyncio.Event()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._all_gone.wait()
+            except TimeoutError:
+                self._log.warning("sockets_left", sockets=len(self.wheel))
+
+
+def _token(request: handshake.UpgradeRequest) -> str | None:
+    """The token from the header, the subprotocol pair, or the query."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials:
+        return credentials.strip()
+    for offered in request.subprotocols:
+        if offered.startswith(_BEARER_SUBPROTOCOL):
+            return offered.removeprefix(_BEARER_SUBPROTOCOL)
+    return request.query.get("token")
+
+
+def _stated(request: handshake.UpgradeRequest) -> Stated:
+    query = request.query
+    session_id = request.path.removeprefix(PATH)
+    return Stated(
+        query.get("tenant_id"),
+        query.get("tenant_tier"),
+        session_id,
+        query.get("user_id"),
+        query.get("agent_id"),
+        _NAMES,
+    )
+
+
+def _cursor(request: handshake.UpgradeRequest) -> Position | None:
+    text = request.query.get("cursor")
+    if not text:
+        return None
+    try:
+        return parse_cursor(text)
+    except InvalidCursor as error:
+        raise ClientError(400, "invalid_cursor", str(error)) from None

@@ -1,0 +1,69 @@
+"""One timer for the heartbeats of all sockets.
+
+The sockets stand in as many slots as a heartbeat has ticks; each tick looks at one slot. A socket costs a
+place in a set, and the pings are spread over the whole interval. Time is counted in ticks, not read from a
+clock: a pod that was stopped for a minute does not then find all its clients silent for a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from gateway import frames, outgoing
+from gateway.close_codes import CloseCode
+from gateway.connection import Connection
+
+TICKS_A_HEARTBEAT = 32
+
+
+class Wheel:
+    """Pings every socket once per heartbeat, and closes those that are silent for two.
+
+    Args:
+        heartbeat_s: time between two pings of one socket.
+    """
+
+    def __init__(self, heartbeat_s: float) -> None:
+        self._tick_s = heartbeat_s / TICKS_A_HEARTBEAT
+        self._slots: list[set[Connection]] = [set() for _ in range(TICKS_A_HEARTBEAT)]
+        self._next = 0
+        self.tick = 0
+
+    def add(self, connection: Connection) -> None:
+        """Begin to ping a socket."""
+        connection.slot = self._next
+        connection.heard = self.tick
+        self._slots[self._next].add(connection)
+        self._next = (self._next + 1) % TICKS_A_HEARTBEAT
+
+    def remove(self, connection: Connection) -> None:
+        """Stop to ping a socket."""
+        if connection.slot >= 0:
+            self._slots[connection.slot].discard(connection)
+            connection.slot = -1
+
+    @property
+    def connections(self) -> list[Connection]:
+        """All sockets."""
+        return [connection for slot in self._slots for connection in slot]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._slots))
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        while True:
+            await asyncio.sleep(self._tick_s)
+            self.tick += 1
+            for connection in list(self._slots[self.tick % TICKS_A_HEARTBEAT]):
+                self._beat(connection)
+
+    def _beat(self, connection: Connection) -> None:
+        if self.tick - connection.heard > 2 * TICKS_A_HEARTBEAT:
+            connection.close(CloseCode.HEARTBEAT_MISSED, "nothing was heard for two heartbeats")
+        elif connection.writable and connection.identity is not None:
+            # Both kinds: libraries answer the frame by themselves, and a browser's code, which cannot see
+            # it, learns from the message that the server lives.
+            ping = outgoing.message(connection.identity, time.time(), "ping", {})
+            connection.write(frames.encode_ping() + ping)
