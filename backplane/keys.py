@@ -100,7 +100,8 @@ class Keys:
     @property
     def callbacks_pattern(self) -> str:
         """The glob of all callback lists, for SCAN."""
-        return f"{self._before}*{self._after}"
+        before, after = (re.sub(r"[*?\[\]\\]", r"\\\g<0>", text) for text in (self._before, self._after))
+        return f"{before}*{after}"
 
     def tenant_of(self, callback_list: bytes) -> str | None:
         """The tenant whose callback list this is; None if it is not the name of one."""

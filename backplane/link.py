@@ -189,8 +189,10 @@ class Link:
                 delay_s = _RECONNECT_FIRST_S  # it was up, so try again at once
             except (OSError, RedisUnavailable, TimeoutError) as error:
                 self.last_error = str(error) or type(error).__name__
-            finally:
-                self._drop()
+            except asyncio.CancelledError:
+                self._drop(tell=False)  # the process stops; nothing was lost
+                raise
+            self._drop()
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, _RECONNECT_MOST_S)
 
@@ -235,13 +237,14 @@ class Link:
             await self.call("SELECT", target.database)
         await self.call("PING")  # while the data set is loading, HELLO works and this is refused
 
-    def _drop(self) -> None:
+    def _drop(self, *, tell: bool = True) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.abort()
         if self._up.is_set():
             self._up.clear()
-            self._on_change(False)
+            if tell:
+                self._on_change(False)
 
 
 def _forget(future: asyncio.Future[Reply]) -> None:

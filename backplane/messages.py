@@ -34,7 +34,10 @@ class Message(msgspec.Struct):
 
 def timestamp(now: float) -> str:
     """``2026-01-31T12:00:00.000Z`` for a time in seconds since 1970."""
-    return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{int(now * 1000) % 1000:03d}Z"
+    second, millisecond = divmod(
+        int(now * 1000), 1000
+    )  # fromtimestamp would round, perhaps into the next second
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{millisecond:03d}Z"
 
 
 def to_json(message: Message) -> bytes:

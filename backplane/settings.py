@@ -204,7 +204,7 @@ class Settings:
         unit="s", least=0.1, group="Pod",
     )  # fmt: skip
     presence_interval_s: float = _setting(
-        3.0, "How often a process says that it lives; three missed, and it and its connections are gone.",
+        2.0, "How often a process says that it lives; three missed, and it and its connections are gone.",
         unit="s", least=0.1, most=4, group="Pod",
     )  # fmt: skip
     probe_interval_s: float = _setting(

@@ -111,7 +111,7 @@ def _settings(arguments: argparse.Namespace, environ: dict[str, str] | None = No
 def _run(work: Coroutine[Any, Any, int]) -> int:
     import uvloop
 
-    return int(uvloop.run(work))
+    return uvloop.run(work)
 
 
 # Processes.
@@ -167,22 +167,19 @@ def _token(arguments: argparse.Namespace) -> int:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from gateway.auth import issue_token
     from gateway.chat_client import run_chat
+    from gateway.dev import read_state
 
     loaded = _settings(arguments)
-    token = arguments.token
-    if token is None and loaded.auth == "jwt" and loaded.jwt_secret:
-        token = issue_token(
-            loaded,
-            time.time(),
-            tenant_id=arguments.tenant,
-            tier=arguments.tier,
-            session_id=arguments.session,
-        )
+    url, token = arguments.url, arguments.token
+    dev = read_state()
+    if url is None and token is None and dev is not None:
+        url, token = dev
+    elif token is None and loaded.jwt_secret:
+        token = _own_token(loaded, arguments)
     return asyncio.run(
         run_chat(
-            arguments.url or f"ws://{loaded.host}:{loaded.port}",
+            url or f"ws://{loaded.host}:{loaded.port}",
             token=token,
             tenant_id=None if token else arguments.tenant,
             tenant_tier=None if token else arguments.tier,
@@ -192,6 +189,14 @@ def _chat(arguments: argparse.Namespace) -> int:
             timeout_s=arguments.timeout_s,
             out=sys.stdout,
         )
+    )
+
+
+def _own_token(loaded: settings.Settings, arguments: argparse.Namespace) -> str:
+    from gateway.auth import issue_token
+
+    return issue_token(
+        loaded, time.time(), tenant_id=arguments.tenant, tier=arguments.tier, session_id=arguments.session
     )
 
 

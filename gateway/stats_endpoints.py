@@ -11,7 +11,7 @@ from starlette.responses import Response
 from backplane.errors import InvalidId
 from backplane.keys import TIERS, check_id
 from backplane.ownership import tenant_connections
-from backplane.presence import living
+from backplane.presence import Summary, living
 from gateway.errors import ClientError
 from gateway.http import Endpoint, json_response
 from gateway.pod import Pod
@@ -21,7 +21,7 @@ def ws_stats_endpoint(pod: Pod) -> Endpoint:
     """``GET /ws/stats``; with ``?tenant_id=`` the connections of one tenant."""
 
     async def ws_stats(request: Request) -> Response:
-        pods = await living(pod.command_link, pod.keys, "pods")
+        pods = await _pods(pod)
         tenant_id = request.query_params.get("tenant_id")
         if tenant_id is not None:
             return json_response(await _of_tenant(pod, sorted(pods), tenant_id))
@@ -34,6 +34,11 @@ def ws_stats_endpoint(pod: Pod) -> Endpoint:
         )
 
     return ws_stats
+
+
+async def _pods(pod: Pod) -> dict[str, Summary]:
+    """What the pods said with their last heartbeat, and this one says now."""
+    return {**await living(pod.command_link, pod.keys, "pods"), pod.id: pod.summary()}
 
 
 async def _of_tenant(pod: Pod, pod_ids: list[str], tenant_id: str) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def chat_stats_endpoint(pod: Pod) -> Endpoint:
 
     async def chat_stats(_request: Request) -> Response:
         names = [pod.keys.actions(tier) for tier in TIERS]
-        pods = await living(pod.command_link, pod.keys, "pods")
+        pods = await _pods(pod)
         routers = await living(pod.command_link, pod.keys, "routers")
         lengths = await asyncio.gather(*[pod.queue.length(name) for name in names])
         return json_response(

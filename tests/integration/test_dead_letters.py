@@ -183,7 +183,7 @@ async def test_lists_of_another_template_are_left_alone(
         "a b/5-0",
         "a:b/5-0",
         "acme/5-*",
-    ],  # fmt: skip
+    ],
 )
 async def test_malformed_ids_are_refused(letters: DeadLetters, letter_id: str) -> None:
     """In the user's words, before Redis hears of them."""
