@@ -6,6 +6,7 @@ What it answers is pure (`read_action`, `callbacks_for`); `DemoAgent` carries ac
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import signal
@@ -16,7 +17,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from backplane.keys import TIERS, Keys
 from backplane.log import Logger, get_logger
@@ -24,9 +25,7 @@ from backplane.redis_client import parse_redis_url
 from backplane.settings import Settings
 from backplane.supervise import run_until
 
-# A BRPOP that waits longer than redis-py's socket timeout (5 s unless the URL says otherwise) is given up by
-# the client alone: Redis may then pop an action into a dead connection. It also bounds how long a stop takes.
-_BLOCK_S = 0.5
+_BLOCK_S = 0.5  # bounds how long a stop takes
 _FINISH_S = 2.0
 _RETRY_FIRST_S = 0.05
 _RETRY_MOST_S = 2.0
@@ -54,21 +53,23 @@ class Cancel(msgspec.Struct, tag_field="action_type", tag="chat.cancel"):
     task_id: _Text
 
 
-_action_decoder = msgspec.json.Decoder(Run | Cancel)
+Action = Run | Cancel
+_action_decoder = msgspec.json.Decoder(Action)
 
 
-def read_action(raw: bytes) -> Run | Cancel:
+def read_action(raw: bytes) -> Action:
     """Read an action.
 
     Raises:
         ValueError: it is not JSON, of no known type, or lacks something that an answer needs.
     """
     try:
-        return _action_decoder.decode(raw)
+        action: Action = _action_decoder.decode(raw)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return action
 
 
 def callbacks_for(run: Run, now: float, execution_s: float) -> list[bytes]:
@@ -157,12 +158,17 @@ class DemoAgent:
 
     def __init__(self, redis: Redis, keys: Keys, log: Logger, stop: asyncio.Event, think_s: float) -> None:
         self._redis = redis
+        # A BRPOP that waits longer than redis-py's socket timeout is given up by the client alone, and Redis
+        # may then pop an action into a dead connection.
+        patience_s = redis.connection_pool.connection_kwargs.get("socket_timeout") or math.inf
+        self._block_s = min(_BLOCK_S, patience_s / 2)
         self._queues = [keys.actions(tier) for tier in reversed(TIERS)]
         self._log = log
         self._stop = stop
         self._think_s = think_s
         self._turns: set[asyncio.Task[None]] = set()
         self._redis_away = False
+        self._answering = 0
         self.answered = 0
 
     async def work(self) -> None:
@@ -181,12 +187,12 @@ class DemoAgent:
         turns = set(self._turns)
         if not turns:
             return
-        _, late = await asyncio.wait(turns, timeout=timeout_s)
-        for turn in late:
+        await asyncio.wait(turns, timeout=timeout_s)
+        if self._answering:
+            self._log.warning("answers_cut_off", count=self._answering)
+        for turn in turns:
             turn.cancel()
         await asyncio.gather(*turns, return_exceptions=True)
-        if late:
-            self._log.warning("answers_cut_off", count=len(late))
 
     async def _turn(self) -> None:
         taken = await self._patiently(self._take)
@@ -194,7 +200,7 @@ class DemoAgent:
             return
         queue, raw = taken
         if self._stop.is_set():  # taken between the signal and the end of BRPOP: next in line for another
-            await self._patiently(lambda: cast("Awaitable[int]", self._redis.rpush(queue, raw)))
+            await self._patiently(lambda: self._redis.rpush(queue, raw))
             return
         try:
             action = read_action(raw)
@@ -205,11 +211,12 @@ class DemoAgent:
             await self._answer(action)
 
     async def _take(self) -> tuple[bytes, bytes] | None:
-        taken = await self._redis.brpop(self._queues, timeout=_BLOCK_S)
+        taken = await self._redis.brpop(self._queues, timeout=self._block_s)
         return cast("tuple[bytes, bytes] | None", taken)
 
     async def _answer(self, run: Run) -> None:
         callbacks = callbacks_for(run, time.time(), self._think_s)
+        self._answering += 1
         try:
             async with asyncio.timeout(run.timeout):  # then the task has ended without it
                 for callback in callbacks:
@@ -217,20 +224,26 @@ class DemoAgent:
                     await self._push(run.callback_queue, callback)
         except TimeoutError:
             self._log.warning("answer_too_late", task_id=run.task_id)
+        except ResponseError as error:
+            self._log.warning("callback_queue_unusable", queue=run.callback_queue, error=str(error))
         else:
             self.answered += bool(callbacks)
+        finally:
+            self._answering -= 1
 
     async def _push(self, queue: str, callback: bytes) -> None:
         """Push once more if the reply is lost: the router knows a copy by its ``action_id``."""
-        await self._patiently(lambda: cast("Awaitable[int]", self._redis.lpush(queue, callback)))
+        await self._patiently(lambda: self._redis.lpush(queue, callback))
 
     async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask Redis until it answers."""
+        """Ask Redis until it answers; an answer that would be the same again (WRONGTYPE) is raised."""
         delay_s = _RETRY_FIRST_S
         while True:
             try:
                 reply = await ask()
             except RedisError as error:
+                if isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE"):
+                    raise
                 self._note_redis(away=True, error=str(error) or type(error).__name__)
                 await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
                 delay_s = min(delay_s * 2, _RETRY_MOST_S)

@@ -1,7 +1,7 @@
 """``orchestrator dev``: everything on one machine, as processes of their own.
 
-An embedded Valkey (unless a Redis is named), pods that share one port, a router, and the demo agent in place of
-the AES. A process that dies is started again, so that ``kill -9`` on any of them is something to try.
+An embedded Valkey (unless a Redis is named), pods that share one port, a router, and the demo agent in place
+of the AES. A process that dies is started again, so that ``kill -9`` on any of them is something to try.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class _Dev:
                 pods = json.load(answer)["pods"]
         except (urllib.error.URLError, OSError, ValueError):
             return False
-        return sum(pod["ready"] for pod in pods) >= self._pods
+        return sum(bool(pod["ready"]) for pod in pods) >= self._pods
 
     @property
     def url(self) -> str:

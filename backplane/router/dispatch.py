@@ -91,6 +91,8 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
             return _terminal(callback, raw, tenant_id, at)
     except UnicodeDecodeError as error:
         raise BadCallback("not_json", f"not UTF-8: {error.reason}") from None
+    except RecursionError:  # a message is some levels deeper than what it was made of
+        raise BadCallback("not_json", "nested too deeply") from None
     raise BadCallback("unknown_action", f"action_type {ascii(action)[:60]}")
 
 

@@ -170,7 +170,7 @@ class TestTable:
     def test_names_of_quantities_say_their_unit(self, row: dataclasses.Field[object]) -> None:
         """Nobody has to guess whether a time is in s or ms."""
         for unit in ("s", "ms", "bytes"):
-            assert (row.metadata["unit"] == unit) == (row.name.rpartition("_")[2] == unit or _max_bytes(row, unit))
+            assert (row.metadata["unit"] == unit) == (row.name.rpartition("_")[2] == unit)
 
     def test_the_page_in_the_docs_is_the_generated_one(self) -> None:
         """docs/settings.md was generated after the last change of the table."""
@@ -184,8 +184,3 @@ class TestTable:
         assert sorted(rows) == sorted(set(rows))
         assert {line.split("`")[1] for line in rows} == {ENV_PREFIX + row.name.upper() for row in ROWS}
         assert {line.replace(r"\|", "").count("|") for line in rows} == {6}
-
-
-def _max_bytes(row: dataclasses.Field[object], unit: str) -> bool:
-    """``transfer_batch_bytes`` ends in its unit; so do all others today."""
-    return unit == "bytes" and row.name.endswith("_bytes")
