@@ -25,6 +25,7 @@ Argument = str | bytes | int
 OnPush = Callable[[list[Any]], None]
 
 _MORE = object()  # what the reader returns when a reply is not complete yet
+_CONFIRMATIONS = frozenset({b"subscribe", b"unsubscribe"})
 _MAX_IN_FLIGHT = 20_000
 _RECONNECT_FIRST_S = 0.02
 _RECONNECT_MOST_S = 0.25
@@ -38,17 +39,25 @@ async def _nothing() -> None:
     """For links that need no words of their own after connecting."""
 
 
+class _Told:
+    """Stands in line for a command that is answered by one push for each of its channels."""
+
+    def __init__(self, channels: int) -> None:
+        self.left = channels
+
+
 class _Wire(asyncio.Protocol):
     """One TCP connection: bytes to replies and pushes, replies to those who wait in line."""
 
     def __init__(self, on_push: OnPush) -> None:
         self._reader = Reader(notEnoughData=_MORE)
         self._on_push = on_push
-        self._waiting: deque[asyncio.Future[Reply]] = deque()
+        self._waiting: deque[asyncio.Future[Reply] | _Told] = deque()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.heard_at = self._loop.time()
         self.lost = asyncio.Event()
+        self.reason = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -59,9 +68,14 @@ class _Wire(asyncio.Protocol):
         reader.feed(data)
         while (reply := reader.gets()) is not _MORE:
             if type(reply) is PushNotification:
+                if reply[0] in _CONFIRMATIONS:
+                    self._confirm()
                 self._on_push(reply)
                 continue
             future = waiting.popleft()
+            if isinstance(future, _Told):  # a refused subscription must not pass for somebody's reply
+                self.abort(str(reply))
+                return
             if future.done():  # whoever waited was cancelled; the reply still takes its place in line
                 continue
             if isinstance(reply, ReplyError):
@@ -71,13 +85,21 @@ class _Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.reason = self.reason or str(exc or "closed by the server")
         self.lost.set()
-        error = RedisUnavailable(f"connection to Redis lost: {exc or 'closed by the server'}")
+        error = RedisUnavailable(f"connection to Redis lost: {self.reason}")
         while self._waiting:
             future = self._waiting.popleft()
-            if not future.done():
+            if not isinstance(future, _Told) and not future.done():
                 future.set_exception(error)
                 future.exception()  # a caller that went away must not make asyncio complain
+
+    def _confirm(self) -> None:
+        told = self._waiting[0] if self._waiting else None
+        if isinstance(told, _Told):
+            told.left -= 1
+            if told.left == 0:
+                self._waiting.popleft()
 
     def call(self, args: tuple[Argument, ...]) -> asyncio.Future[Reply]:
         """Send one command; its reply comes in the order of sending."""
@@ -95,13 +117,15 @@ class _Wire(asyncio.Protocol):
         if self._transport is None:
             raise RedisUnavailable("not connected to Redis")
         self._transport.write(pack_command(args))  # type: ignore[arg-type]  # the stub knows one-tuples only
+        self._waiting.append(_Told(len(args) - 1))
 
     def overdue(self, timeout_s: float) -> bool:
         """Whether someone waits and nothing was heard for ``timeout_s``."""
         return bool(self._waiting) and self._loop.time() - self.heard_at > timeout_s
 
-    def abort(self) -> None:
+    def abort(self, reason: str) -> None:
         """Drop the connection without waiting for what is unsent."""
+        self.reason = self.reason or reason
         if self._transport is not None:
             self._transport.abort()
 
@@ -146,6 +170,7 @@ class Link:
 
     async def wait_up(self) -> None:
         """Return when the link is up."""
+        await asyncio.sleep(0)  # the loss that a caller has just met is noticed by then; it must not spin on it
         await self._up.wait()
 
     def call(self, *args: Argument) -> asyncio.Future[Reply]:
@@ -215,9 +240,8 @@ class Link:
                     await wire.lost.wait()
             except TimeoutError:
                 if wire.overdue(self._timeout_s):
-                    self.last_error = f"Redis said nothing for {self._timeout_s} s"
-                    wire.abort()
-        self.last_error = "connection to Redis lost"
+                    wire.abort(f"Redis said nothing for {self._timeout_s} s")
+        self.last_error = f"connection to Redis lost: {wire.reason}"
 
     async def _connect(self) -> _Wire:
         loop, target = asyncio.get_running_loop(), self._target
@@ -232,15 +256,17 @@ class Link:
     async def _greet(self) -> None:
         target = self._target
         login = ("AUTH", target.username or "default", target.password) if target.password else ()
-        await self.call("HELLO", 3, *login, "SETNAME", self._name)
+        greeting = [self.call("HELLO", 3, *login, "SETNAME", self._name)]
         if target.database:
-            await self.call("SELECT", target.database)
-        await self.call("PING")  # while the data set is loading, HELLO works and this is refused
+            greeting.append(self.call("SELECT", target.database))
+        greeting.append(self.call("PING"))  # while the data set is loading, HELLO works and this is refused
+        # All of it in one go: what others send from now on must not reach Redis before SELECT.
+        await asyncio.gather(*greeting)
 
     def _drop(self, *, tell: bool = True) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:
-            wire.abort()
+            wire.abort("the link was stopped")
         if self._up.is_set():
             self._up.clear()
             if tell:

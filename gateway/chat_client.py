@@ -48,7 +48,7 @@ _STAY_AWAY = {
     CloseCode.REPLACED: "A newer connection of this session took over.",
     CloseCode.BAD_TOKEN: "The token is missing, not valid or expired; get a new one.",
     CloseCode.FORBIDDEN: "The token does not allow this.",
-    CloseCode.BAD_REQUEST: "The server does not accept this session, tenant, tier or cursor.",
+    CloseCode.BAD_REQUEST: "The server does not accept this session, tenant, tier, agent or cursor.",
     CloseCode.BAD_FRAME: "The server does not accept messages of this size or kind.",
 }
 _LARGEST_BYTES = 128 * 1024 * 1024  # more than any CALLBACK_MAX_BYTES
@@ -109,8 +109,9 @@ class _Chat(msgspec.Struct):
 
 
 class _Stream(msgspec.Struct):
-    """An answer as far as it was shown piece by piece."""
+    """The answer that is being shown piece by piece, as far as it was."""
 
+    task_id: str
     attempt: int = 1
     text: str = ""
 
@@ -137,7 +138,7 @@ class ChatState:
         self._return_at: float | None = None
         self._chats: dict[str, _Chat] = {}
         self._ended: dict[str, int] = {}  # tasks that ended while an ack was still due, and how
-        self._streams: dict[str, _Stream] = {}
+        self._stream: _Stream | None = None
         self._handlers: dict[str, Callable[[_Received], list[Do]]] = {
             "connection_ack": self._on_connection_ack,
             "ack": self._on_ack,
@@ -193,7 +194,7 @@ class ChatState:
         if code in _STAY_AWAY:
             return [Show(f"{_STAY_AWAY[CloseCode(code)]} ({code})", "error"), Stop(UNANSWERED)]
         if wait_s is not None:
-            return [Show("Moving to another connection.", "dim"), Reconnect(wait_s)]
+            return self._come_back("the server asks to connect anew", wait_s)
         if code in _COME_BACK:
             why, least_s = _COME_BACK[code]
             return self._come_back(f"{why} ({code})", least_s)
@@ -262,7 +263,7 @@ class ChatState:
         chat = self._chats.get(ref := str(got.data.get("ref")))
         if chat is not None and chat.task_id is None:
             return [show, *self._settle(ref, UNANSWERED)]
-        self._streams.pop(got.task_id, None)
+        self._end_stream(got.task_id)
         return [show, *self._end_task(got.task_id, FAILED)]
 
     def _end_task(self, task_id: str, status: int) -> list[Do]:
@@ -292,7 +293,9 @@ class ChatState:
             return []
         if got.data.get("part", "text") != "text":  # the reasoning is not the answer
             return []
-        stream = self._streams.setdefault(got.task_id, _Stream(attempt))
+        stream = self._stream = self._stream or _Stream(got.task_id, attempt)
+        if stream.task_id != got.task_id:  # two that grow at once cannot be read; this one will come whole
+            return []
         todo: list[Do] = []
         if attempt > stream.attempt:
             if stream.text:
@@ -307,12 +310,19 @@ class ChatState:
 
     def _on_response(self, got: _Received) -> list[Do]:
         response = str(got.data.get("response", ""))
-        stream = self._streams.pop(got.task_id, None)
+        streamed = self._end_stream(got.task_id)
         todo: list[Do] = [Show(response)]
-        if stream is not None and stream.text and response.startswith(stream.text):
-            rest = response[len(stream.text) :]
+        if streamed and response.startswith(streamed):
+            rest = response[len(streamed) :]
             todo = [Show(rest, open=got.task_id), EndLine()] if rest else [EndLine()]
         return [*todo, *self._end_task(got.task_id, ANSWERED)]
+
+    def _end_stream(self, task_id: str) -> str:
+        """What was shown of a task that ends."""
+        if self._stream is None or self._stream.task_id != task_id:
+            return ""
+        text, self._stream = self._stream.text, None
+        return text
 
     def _on_task_update(self, got: _Received) -> list[Do]:
         return [Show(_progress_line(got.data), "dim")]
@@ -460,7 +470,8 @@ class _Client:
         if message is not None:
             await self._do(self._state.say(message, uuid4().hex))
         else:
-            await self._do([Show("Type a message and Enter; Ctrl-D ends.", "dim")])
+            if sys.stdin.isatty():
+                await self._do([Show("Type a message and Enter; Ctrl-D ends.", "dim")])
             lines = _lines(sys.stdin)
             while (line := await lines.get()) is not None:
                 if line.strip():

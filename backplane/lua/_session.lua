@@ -6,6 +6,7 @@ local function open_session(base, new_epoch, ttl_ms)
   local record = redis.call('HMGET', base, 'e', 'h')
   if not record[1] then
     record = {new_epoch, '0'}
+    redis.pcall('LTRIM', base .. ':log', 1, 0)  -- a log that outlived its record: no seqs fit it
     redis.call('HSET', base, 'e', new_epoch, 'h', 0, 'b', 0, 'd', 0, 'a', 0)
   end
   redis.call('PEXPIRE', base, ttl_ms)

@@ -40,13 +40,14 @@ local function bury(position, reason, detail)
   local size = #raw
   if size > most then raw = string.sub(raw, 1, math.min(most, 4096)) end
   redis.call('XADD', dead, '*', 'reason', reason, 'detail', detail, 'size', size, 'raw', raw)
-  local bytes = redis.call('INCRBY', dead .. ':bytes', #raw)
-  while redis.call('XLEN', dead) > tonumber(ARGV[13]) or bytes > most do
+  local bytes, kept = redis.call('INCRBY', dead .. ':bytes', #raw), redis.call('XLEN', dead)
+  while kept > 1 and (kept > tonumber(ARGV[13]) or bytes > most) do
     local old = redis.call('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
     redis.call('XDEL', dead, old[1])
     bytes = redis.call('DECRBY', dead .. ':bytes', #old[2][8])
-    dropped = dropped + 1
+    dropped, kept = dropped + 1, kept - 1
   end
+  if kept == 1 then redis.call('SET', dead .. ':bytes', #raw) end  -- others may delete letters and not count
   buried = buried + 1
 end
 
@@ -105,6 +106,7 @@ local function append(base, at, count)
   end
 
   if #entries > 0 then
+    if not record[1] then redis.pcall('LTRIM', log, 1, 0) end  -- the log outlived its record: no seqs fit it
     local length = redis.pcall('RPUSH', log, unpack(entries))
     refused = wrong_type(length)
     if refused then return refused end

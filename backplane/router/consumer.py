@@ -52,6 +52,7 @@ class Consumer:
         self._queued: set[bytes] = set()
         self._busy: set[bytes] = set()
         self._again: set[bytes] = set()  # of the busy ones, those that were written to meanwhile
+        self._drained: set[bytes] = set()  # those that our own transfer emptied, not heard of since
         self._known: dict[bytes, float] = {}  # callback list -> when it was last told to `callback_lists`
         self._ignored: set[bytes] = set()
         self._sweep_now = asyncio.Event()
@@ -117,7 +118,14 @@ class Consumer:
             self._ignore(name)
             return False
         try:
+            if name in self._drained:
+                # Most likely this wake-up tells of our own trim (NOLOOP does not cover scripts).
+                self._drained.discard(name)
+                if await self.link.call("LLEN", name) == 0:
+                    return False
             more = await self.transfer.drain(name.decode(), tenant_id, _BATCHES_A_TURN)
+            if not more:
+                self._drained.add(name)
             self._remember(name)
         except RedisRefused as error:
             self._log.error("transfer_refused", tenant_id=tenant_id, reason=str(error))

@@ -143,8 +143,9 @@ class Transfer:
             # The index first: a dead letter in a list that nobody looks at would be lost.
             await self._link.call("SADD", keys.dead_letter_lists, callback_list)
         reply: list[Any] = await self._link.script(TRANSFER, names, args)
-        if moves.dead:
-            # And behind: an operator who emptied the list meanwhile may have taken it out of the index.
+        if reply[0] and reply[3]:
+            # And behind: an operator who emptied the list meanwhile may have taken it out of the index, and
+            # the script itself buries the callbacks of an unusable session.
             await self._link.call("SADD", keys.dead_letter_lists, callback_list)
         return reply
 
