@@ -119,6 +119,11 @@ class _Wire(asyncio.Protocol):
         self._transport.write(pack_command(args))  # type: ignore[arg-type]  # the stub knows one-tuples only
         self._waiting.append(_Told(len(args) - 1))
 
+    def ask(self) -> None:
+        """Have Redis say something, unless an answer is due anyway."""
+        if not self._waiting:
+            self.call(("PING",)).add_done_callback(_forget)
+
     def overdue(self, timeout_s: float) -> bool:
         """Whether someone waits and nothing was heard for ``timeout_s``."""
         return bool(self._waiting) and self._loop.time() - self.heard_at > timeout_s
@@ -234,7 +239,7 @@ class Link:
         self._up.set()
         self._on_change(True)
         while not wire.lost.is_set():
-            wire.call(("PING",)).add_done_callback(_forget)
+            wire.ask()
             try:
                 async with asyncio.timeout(self._timeout_s / 4):
                     await wire.lost.wait()

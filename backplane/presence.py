@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from backplane.errors import RedisUnavailable
+from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.link import Link
 
@@ -57,6 +57,8 @@ class Presence:
         while True:
             try:
                 await self.beat()
+            except RedisRefused:
+                pass  # by the next beat it may be willing again
             except RedisUnavailable:
                 await self._link.wait_up()
                 continue

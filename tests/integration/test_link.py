@@ -372,3 +372,20 @@ async def test_a_unix_socket(own_valkey: Valkey, tmp_path: Any) -> None:
         await link.call("SET", "key", "value")
     with own_valkey.client() as client:
         assert client.get("key") == b"value"
+
+
+async def test_a_full_line_is_no_reason_to_drop_the_connection(
+    redis_url: str, redis_client: Client
+) -> None:
+    """The link's own question whether Redis lives needs no place where others wait for an answer already."""
+    async with running(link_to(redis_url, timeout_s=1.2)) as link:
+        calls = [link.call("BLPOP", "nothing", 0)]
+        deadline = time.monotonic() + 0.5  # the link asks every 0.3 s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RedisUnavailable):
+                while link.connects == 1:
+                    calls.append(link.call("PING"))
+            await asyncio.sleep(0.005)
+        redis_client.lpush("nothing", "something")
+        assert (await asyncio.gather(*calls))[-1] == b"PONG"
+        assert link.connects == 1
