@@ -175,7 +175,7 @@ class Link:
 
     async def wait_up(self) -> None:
         """Return when the link is up."""
-        await asyncio.sleep(0)  # the loss that a caller has just met is noticed by then; it must not spin on it
+        await asyncio.sleep(0)  # or a caller that has just met a loss might spin on it before it is noticed
         await self._up.wait()
 
     def call(self, *args: Argument) -> asyncio.Future[Reply]:

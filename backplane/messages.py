@@ -34,9 +34,7 @@ class Message(msgspec.Struct):
 
 def timestamp(now: float) -> str:
     """``2026-01-31T12:00:00.000Z`` for a time in seconds since 1970."""
-    second, millisecond = divmod(
-        int(now * 1000), 1000
-    )  # fromtimestamp would round, perhaps into the next second
+    second, millisecond = divmod(int(now * 1000), 1000)  # fromtimestamp would round, even into the next
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{millisecond:03d}Z"
 
 

@@ -23,7 +23,7 @@ def test_full_speed_with_dropped_sockets(tmp_path: Path, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [12])
 def test_pod_and_router_killed_five_times_each(tmp_path: Path, seed: int) -> None:
-    """The same while a pod and the router are killed with -9 five times each, and the AES sends some twice."""
+    """The same while a pod and the router are killed five times each, and the AES sends some twice."""
     with Cluster(tmp_path) as cluster:
         report = uvloop.run(run(cluster, Load(pace_s=20.0, duplicates=0.05), seed, kills=5))
     print(f"\n5 kills of a pod and of the router: {report}")

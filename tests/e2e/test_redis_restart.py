@@ -15,7 +15,7 @@ LIST = "orchestrator:acme:callbacks"
 
 
 def test_redis_restarted_in_mid_run(own_cluster: Cluster) -> None:
-    """Restarted with its append-only file: sockets up, nothing lost, delivery on within 1 s, 503 meanwhile."""
+    """Restarted with its append-only file: sockets up, nothing lost, on within 1 s, 503 meanwhile."""
     cluster, pod = own_cluster, own_cluster.pods[0]
     with open_socket(pod, "s") as socket:
         receive(socket)

@@ -1,4 +1,4 @@
-"""The router in-process: every callback of every list reaches its log, once and in order, whatever happens."""
+"""The router in-process: every callback of every list reaches its log, once and in order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -32,13 +33,16 @@ async def routing(
 ) -> AsyncIterator[Consumer]:
     """A router whose first sweep is over; no part of it may have died by the end."""
     consumer = kind(parse_redis_url(url), KEYS, settings, structlog.get_logger())
+    swept, sweep = asyncio.Event(), consumer._sweep
+
+    async def sweep_and_tell() -> None:
+        await sweep()
+        swept.set()
+
+    consumer._sweep = sweep_and_tell  # type: ignore[method-assign]
     tasks = [asyncio.create_task(work, name=name) for name, work in consumer.tasks().items()]
     try:
-        await asyncio.wait_for(consumer.link.wait_up(), 5)
-        await eventually(lambda: not consumer._sweep_now.is_set())
-        await consumer.link.call("PING")  # behind the sweep's first command
-        await consumer.link.call("PING")
-        await consumer.link.call("PING")
+        await asyncio.wait_for(swept.wait(), 5)
         yield consumer
         assert not [task for task in tasks if task.done()]
     finally:
@@ -50,9 +54,14 @@ async def routing(
 def callback(n: int, session_id: str = "s-1") -> bytes:
     """The n-th answer."""
     return json.dumps(
-        {"action_id": f"a-{session_id}-{n}", "task_id": f"t-{n}", "session_id": session_id, "status": "completed",
-         "result": {"response": str(n)}}
-    ).encode()  # fmt: skip
+        {
+            "action_id": f"a-{session_id}-{n}",
+            "task_id": f"t-{n}",
+            "session_id": session_id,
+            "status": "completed",
+            "result": {"response": str(n)},
+        }
+    ).encode()
 
 
 def push(redis: Client, tenant: str, *callbacks: bytes | str) -> None:
@@ -65,6 +74,11 @@ def answers(redis: Client, tenant: str = "acme", session_id: str = "s-1") -> lis
     """What a session's log says, in order."""
     log = redis.lrange(f"{KEYS.session(KEYS.callbacks(tenant), session_id)}:log", 0, -1)
     return [int(json.loads(entry + b'"":0}}')["data"]["response"]) for entry in log]
+
+
+async def arrived(redis: Client, numbers: list[int], tenant: str = "acme", within_s: float = 5) -> None:
+    """Return when the log of the tenant's session says exactly this."""
+    await eventually(lambda: answers(redis, tenant) == numbers, within_s)
 
 
 def reasons(redis: Client, tenant: str = "acme") -> list[str]:
@@ -85,20 +99,22 @@ async def test_an_unknown_tenant_is_found_at_once(redis_url: str, redis_client: 
     """A tenant's very first callback needs no registration and no sweep."""
     async with routing(redis_url):
         push(redis_client, "never-seen", callback(1))
-        await eventually(lambda: answers(redis_client, "never-seen") == [1], within_s=1)
+        await arrived(redis_client, [1], "never-seen", within_s=1)
         assert redis_client.zrange(KEYS.callback_lists, 0, -1) == [b"orchestrator:never-seen:callbacks"]
 
 
 async def test_callbacks_from_before_the_router_are_found(redis_url: str, redis_client: Client) -> None:
     """What was pushed while no router ran is moved by the next one, known tenants' and unknown ones'."""
-    redis_client.zadd(KEYS.callback_lists, {KEYS.callbacks("known"): int(time.time()), "gone": int(time.time())})
+    redis_client.zadd(
+        KEYS.callback_lists, {KEYS.callbacks("known"): int(time.time()), "gone": int(time.time())}
+    )
     for tenant in ("known", *(f"t-{n}" for n in range(50))):
         push(redis_client, tenant, callback(1), callback(2))
     for n in range(2_000):
         redis_client.set(f"other:{n}", "keys between them")
     async with routing(redis_url):
         for tenant in ("known", *(f"t-{n}" for n in range(50))):
-            await eventually(lambda tenant=tenant: answers(redis_client, tenant) == [1, 2], within_s=2)
+            await arrived(redis_client, [1, 2], tenant, within_s=2)
 
 
 async def test_callbacks_pushed_while_the_link_was_cut_are_found(
@@ -114,11 +130,11 @@ async def test_callbacks_pushed_while_the_link_was_cut_are_found(
             together.lpush(KEYS.callbacks("acme"), callback(1))
             together.lpush(KEYS.callbacks("unknown"), callback(2))
             together.execute()
-        await eventually(lambda: answers(redis_client) == [1], within_s=1)
-        await eventually(lambda: answers(redis_client, "unknown") == [2], within_s=1)
+        await arrived(redis_client, [1], within_s=1)
+        await arrived(redis_client, [2], "unknown", within_s=1)
         assert router.link.connects == 2
         push(redis_client, "later", callback(3))
-        await eventually(lambda: answers(redis_client, "later") == [3], within_s=1)
+        await arrived(redis_client, [3], "later", within_s=1)
 
 
 class Deaf(Consumer):
@@ -132,18 +148,18 @@ async def test_what_no_wake_up_told_of_is_found_by_the_sweep(redis_url: str, red
     """A lost wake-up delays a callback, it does not lose it."""
     async with routing(redis_url, replace(SETTINGS, sweep_interval_s=0.1), Deaf):
         push(redis_client, "acme", callback(1))
-        await eventually(lambda: answers(redis_client) == [1], within_s=2)
+        await arrived(redis_client, [1], within_s=2)
 
 
 async def test_own_writes_do_not_wake_the_router(redis_url: str, redis_client: Client) -> None:
     """One callback costs one look and one move, and then there is quiet."""
     async with routing(redis_url):
         push(redis_client, "acme", callback(0))  # the scripts are loaded, the list is known
-        await eventually(lambda: answers(redis_client) == [0])
+        await arrived(redis_client, [0])
         await asyncio.sleep(0.1)
         redis_client.config_resetstat()
         push(redis_client, "acme", callback(1))
-        await eventually(lambda: answers(redis_client) == [0, 1])
+        await arrived(redis_client, [0, 1])
         await asyncio.sleep(0.5)
         assert calls(redis_client, "evalsha") == 2
         assert calls(redis_client, "llen") <= 3  # one within the transfer script, one for its own trim
@@ -162,19 +178,18 @@ async def test_order_of_many_callbacks_of_many_sessions(redis_url: str, redis_cl
                 *(callback(n, f"s-{s}") for n in range(start, start + 10) for s in range(10)),
             )
             await asyncio.sleep(0)
-        for s in range(10):
-            await eventually(lambda s=s: len(answers(redis_client, session_id=f"s-{s}")) == 200, within_s=10)
-            assert answers(redis_client, session_id=f"s-{s}") == list(range(200))
         await eventually(lambda: redis_client.llen(KEYS.callbacks("acme")) == 0)
+        for s in range(10):
+            assert answers(redis_client, session_id=f"s-{s}") == list(range(200))
 
 
 async def test_the_same_callback_twice_is_one_entry(redis_url: str, redis_client: Client) -> None:
     """In one batch, in the next, and long after."""
     async with routing(redis_url) as router:
         push(redis_client, "acme", callback(1), callback(1))
-        await eventually(lambda: answers(redis_client) == [1])
+        await arrived(redis_client, [1])
         push(redis_client, "acme", callback(1), callback(2))
-        await eventually(lambda: answers(redis_client) == [1, 2])
+        await arrived(redis_client, [1, 2])
         assert router.transfer.counts.duplicates == 2
 
 
@@ -227,8 +242,8 @@ async def test_a_server_killed_under_load(own_valkey: Valkey) -> None:
     async with routing(own_valkey.url, settings) as router:
         producer = asyncio.create_task(produce())
         for _ in range(3):
-            before = len(accepted)
-            await eventually(lambda before=before: len(accepted) > before + 50)
+            enough = len(accepted) + 50
+            await eventually(partial(lambda enough: len(accepted) > enough, enough))
             await asyncio.to_thread(own_valkey.kill)
             await asyncio.to_thread(own_valkey.restart)
         await eventually(lambda: router.link.up)
@@ -245,9 +260,7 @@ async def test_a_server_killed_under_load(own_valkey: Valkey) -> None:
 # What must not stop it.
 
 
-async def test_poison_becomes_dead_letters_and_the_others_go_on(
-    redis_url: str, redis_client: Client
-) -> None:
+async def test_poison_becomes_dead_letters_and_the_others_go_on(redis_url: str, redis_client: Client) -> None:
     """Whatever is pushed, the callbacks around it arrive and the router lives."""
     poison: list[bytes | str] = [
         b"", b"\x00\xff", "[" * 100_000, '{"session_id":7}', '{"session_id":"a:b"}', "null",
@@ -256,11 +269,11 @@ async def test_poison_becomes_dead_letters_and_the_others_go_on(
     async with routing(redis_url):
         for n, bad in enumerate(poison):
             push(redis_client, "acme", callback(n), bad)
-        await eventually(lambda: answers(redis_client) == list(range(len(poison))))
+        await arrived(redis_client, list(range(len(poison))))
         await eventually(lambda: len(reasons(redis_client)) == len(poison))
     assert reasons(redis_client) == [
-        "not_json", "not_json", "wrong_type", "wrong_type", "wrong_type", "wrong_type", "wrong_tenant", "too_large",
-        "unknown_status",
+        "not_json", "not_json", "wrong_type", "wrong_type", "wrong_type", "wrong_type", "wrong_tenant",
+        "too_large", "unknown_status",
     ]  # fmt: skip
 
 
@@ -270,10 +283,10 @@ async def test_a_list_of_the_wrong_type_stops_no_other(redis_url: str, redis_cli
         redis_client.set(KEYS.callbacks("broken"), "no list")
         async with routing(redis_url, replace(SETTINGS, transfer_concurrency=1)):
             push(redis_client, "acme", callback(1))
-            await eventually(lambda: answers(redis_client) == [1])
+            await arrived(redis_client, [1])
             redis_client.delete(KEYS.callbacks("broken"))
             push(redis_client, "broken", callback(2))
-            await eventually(lambda: answers(redis_client, "broken") == [2])
+            await arrived(redis_client, [2], "broken")
     refused = [entry for entry in logs if entry["event"] == "transfer_refused"]
     assert [entry["tenant_id"] for entry in refused] == ["broken"]
     assert "WRONGTYPE" in refused[0]["reason"]
@@ -287,7 +300,7 @@ async def test_names_that_are_no_tenants_lists_are_left_alone(redis_url: str, re
                 redis_client.lpush("orchestrator:a b:callbacks", callback(n))
                 redis_client.lpush("orchestrator:other", callback(n))
                 push(redis_client, "acme", callback(n))
-                await eventually(lambda n=n: answers(redis_client) == list(range(n + 1)))
+                await arrived(redis_client, list(range(n + 1)))
     assert redis_client.llen("orchestrator:a b:callbacks") == 3
     told = [entry["list"] for entry in logs if entry["event"] == "list_ignored"]
     assert sorted(told) == ["'orchestrator:a b:callbacks'", "'orchestrator:other'"]
@@ -299,7 +312,7 @@ async def test_a_busy_tenant_does_not_delay_the_others(redis_url: str, redis_cli
     settings = replace(SETTINGS, transfer_batch=5, transfer_concurrency=1, session_log_max_entries=5_000)
     async with routing(redis_url, settings):
         push(redis_client, "quiet", callback(1))
-        await eventually(lambda: answers(redis_client, "quiet") == [1])
+        await arrived(redis_client, [1], "quiet")
         assert redis_client.llen(KEYS.callbacks("busy")) > 0
         await eventually(lambda: len(answers(redis_client, "busy")) == 4_000, within_s=10)
         assert answers(redis_client, "busy") == list(range(4_000))
@@ -320,18 +333,16 @@ async def test_what_redis_refuses_is_tried_again_but_not_in_a_circle(
             assert calls(redis_client, "evalsha") + calls(redis_client, "eval") <= 6
             assert redis_client.llen(KEYS.callbacks("acme")) == 1
             redis_client.execute_command("ACL", "SETUSER", "router", "+rpush")
-            await eventually(lambda: answers(redis_client) == [1], within_s=3)
+            await arrived(redis_client, [1], within_s=3)
     finally:
         redis_client.execute_command("ACL", "DELUSER", "router")
 
 
 @pytest.mark.parametrize("suffix", ["", ":log"])
-async def test_an_unusable_session_stops_no_other(
-    redis_url: str, redis_client: Client, suffix: str
-) -> None:
+async def test_an_unusable_session_stops_no_other(redis_url: str, redis_client: Client, suffix: str) -> None:
     """Its callbacks are dead letters; the tenant's other sessions go on."""
     redis_client.set(KEYS.session(KEYS.callbacks("acme"), "broken") + suffix, "something else")
     async with routing(redis_url):
         push(redis_client, "acme", callback(1, "broken"), callback(1), callback(2, "broken"), callback(2))
-        await eventually(lambda: answers(redis_client) == [1, 2])
+        await arrived(redis_client, [1, 2])
         assert reasons(redis_client) == ["session_unusable"] * 2

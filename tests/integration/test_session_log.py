@@ -40,7 +40,11 @@ class Desk:
         for text in texts:
             self._said += 1
             answer = str(text).ljust(size, ".")
-            callback = {"action_id": f"a-{self._said}", "session_id": session_id, "result": {"response": answer}}
+            callback = {
+                "action_id": f"a-{self._said}",
+                "session_id": session_id,
+                "result": {"response": answer},
+            }
             self.redis.lpush(LIST, json.dumps(callback))
         assert not await self._mover.drain(LIST, "acme", 100)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,11 @@ from backplane.errors import RedisRefused
 from backplane.link import Argument, Link
 from backplane.messages import timestamp
 from backplane.redis_client import parse_redis_url
+from backplane.router.dispatch import dispatch
 from backplane.router.transfer import Transfer
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
-from tests.support.valkey import Client, Valkey, eventually, running
+from tests.support.valkey import Client, Valkey, running
 
 SETTINGS = Settings()
 KEYS = SETTINGS.keys()
@@ -101,7 +102,7 @@ def letters(redis: Client) -> list[dict[bytes, bytes]]:
 
 def everything(redis: Client) -> dict[bytes, bytes]:
     """The whole data set, to see that nothing changed."""
-    return {key: redis.dump(key) for key in redis.keys()}
+    return {key: redis.dump(key) for key in redis.keys("*")}
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ class Heard:
 async def test_entries_get_seqs_and_are_published_in_one_piece(
     link: Link, redis_client: Client, heard: Heard
 ) -> None:
-    """A batch of one session is one log append and one message, seqs from 1, the list trimmed from the right."""
+    """A batch of one session is one append and one message, seqs from 1; the list is trimmed at its right."""
     push(redis_client, "a", "b", "c", "later")
     bodies = [entry(n) for n in "abc"]
     assert await Move({session(): appends(bodies)}).run(link) == [1, 3, 0, 0, 0, 0]
@@ -153,7 +154,9 @@ async def test_a_log_goes_on_in_its_epoch(link: Link, redis_client: Client, hear
     push(redis_client, "a")
     await Move({session(): appends([entry("a")])}).run(link)
     push(redis_client, "b", "c")
-    await Move({session(): appends([entry("b"), entry("c")])}, fence="f1", new_fence="f2", epoch="e9").run(link)
+    await Move({session(): appends([entry("b"), entry("c")])}, fence="f1", new_fence="f2", epoch="e9").run(
+        link
+    )
     assert heard.all() == [b"e1:1\n" + entry("a"), b"e1:2\n" + entry("b") + b"\n" + entry("c")]
     assert record(redis_client)["e"] == "e1"
     assert record(redis_client)["h"] == "3"
@@ -289,7 +292,9 @@ async def test_remembered_digests_are_bounded(link: Link, redis_client: Client) 
     for start in range(0, 700, 100):
         push(redis_client, *["x"] * 100)
         new = f"f{start}"
-        move = Move({session(): appends(bodies[start : start + 100])}, fence=fence, new_fence=new, remembered=50)
+        move = Move(
+            {session(): appends(bodies[start : start + 100])}, fence=fence, new_fence=new, remembered=50
+        )
         assert (await move.run(link))[:2] == [1, 100]
         fence = new
     digests = redis_client.zrange(f"{session()}:seen", 0, -1)
@@ -359,13 +364,17 @@ async def test_a_session_whose_keys_hold_something_else(
     reply = await Move(sessions, dead=[(4, "not_json", "why")]).run(link)
     assert reply == [1, 1, 0, 3, 0, 0]
     buried = [(letter[b"reason"], letter[b"raw"]) for letter in letters(redis_client)]
-    assert buried == [(b"session_unusable", b"raw a"), (b"session_unusable", b"raw b"), (b"not_json", b"raw bad")]
+    assert buried == [
+        (b"session_unusable", b"raw a"),
+        (b"session_unusable", b"raw b"),
+        (b"not_json", b"raw bad"),
+    ]
     assert b"WRONGTYPE" in letters(redis_client)[0][b"detail"]
     assert redis_client.get(session() + suffix) == b"something else"
     assert log_of(redis_client, "s-2") == [entry("x")]
     assert heard.all() == [b"e1:1\n" + entry("x")]
     assert redis_client.llen(LIST) == 0
-    for key in ({"", ":log", ":seen"} - {suffix}):
+    for key in {"", ":log", ":seen"} - {suffix}:
         assert not redis_client.exists(session() + key)
 
 
@@ -512,7 +521,12 @@ async def test_an_entry_larger_than_a_whole_log(link: Link, redis_client: Client
 
 async def test_a_log_is_trimmed_by_age(link: Link, redis_client: Client) -> None:
     """What is older than the age goes when the log is next tended to; the time is in the entry itself."""
-    await fill(link, redis_client, [entry("older", age_s=7_000), entry("old", age_s=5_000), entry("new")], keep_s=9_000)
+    await fill(
+        link,
+        redis_client,
+        [entry("older", age_s=7_000), entry("old", age_s=5_000), entry("new")],
+        keep_s=9_000,
+    )
     redis_client.hset(session(), "a", 0)
     await fill(link, redis_client, [entry("newest")], keep_s=6_000)
     assert log_of(redis_client) == [entry("old", age_s=5_000), entry("new"), entry("newest")]
@@ -634,7 +648,7 @@ async def test_a_cut_one_still_fits_a_small_bound(link: Link, redis_client: Clie
 
 
 async def test_deleted_dead_letters_do_not_block_the_list(link: Link, redis_client: Client) -> None:
-    """An operator who deletes the stream and not its count of bytes stops nothing, and new letters are kept."""
+    """An operator who deletes the stream and not its count of bytes stops nothing; new letters are kept."""
     await bury(link, redis_client, [b"x" * 900], dead_bytes=1_000)
     redis_client.delete(DEAD)
     reply = await bury(link, redis_client, [b"y" * 500, b"z"], dead_bytes=1_000)
@@ -795,16 +809,13 @@ class TestDrain:
         self, link: Link, redis_client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An exception that nobody foresaw costs its callback, not the tenant's others."""
-        from backplane.router import transfer as module
-
-        dispatch = module.dispatch
 
         def mistaken(raw: bytes, tenant_id: str, at: str) -> Any:
             if raw == b"surprise":
                 raise ZeroDivisionError
             return dispatch(raw, tenant_id, at)
 
-        monkeypatch.setattr(module, "dispatch", mistaken)
+        monkeypatch.setattr("backplane.router.transfer.dispatch", mistaken)
         push(redis_client, answer(0), b"surprise", answer(1))
         await transfer(link).drain(LIST, "acme", 1)
         assert answers(redis_client) == [0, 1]

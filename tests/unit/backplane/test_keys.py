@@ -106,8 +106,8 @@ class TestTemplates:
 
     @pytest.mark.parametrize(
         "template",
-        ["callbacks", "{tenant_id}:callbacks", "cb:{tenant_id}:{tenant_id}", "cb:{{tenant_id}}", "cb:{x}:{tenant_id}",
-         "cb:{tenant_id}:{", "cb:}{tenant_id}", ""],
+        ["callbacks", "{tenant_id}:callbacks", "cb:{tenant_id}:{tenant_id}", "cb:{{tenant_id}}",
+         "cb:{x}:{tenant_id}", "cb:{tenant_id}:{", "cb:}{tenant_id}", ""],
     )  # fmt: skip
     def test_a_callbacks_template_is_text_then_tenant_once(self, template: str) -> None:
         """A list whose tenant cannot be read back, or whose braces move keys to another slot, is refused."""

@@ -75,7 +75,10 @@ class TestEntries:
     def test_line_ends_between_raw_tokens_become_spaces(self) -> None:
         """Published batches are separated by line ends, so an entry must not have one."""
         raw = Raw(b'{\r\n  "a": [\n    1,\n    "x\\ny"\n  ]\n}')
-        for encoded in (with_position(to_entry(message({"tool": raw})), "e1", 1), to_live(message({"tool": raw}))):
+        for encoded in (
+            with_position(to_entry(message({"tool": raw})), "e1", 1),
+            to_live(message({"tool": raw})),
+        ):
             assert b"\n" not in encoded
             assert b"\r" not in encoded
             assert json.loads(encoded)["data"]["tool"] == {"a": [1, "x\ny"]}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +111,7 @@ class TestMerge:
         read_to = min(read_to, head)
         since = max(1, read_to + 1 - overlap)
         bounds = sorted({since, *(cut for cut in cuts if since < cut <= head), head + 1})
-        live = [batch(first, last - 1) for first, last in zip(bounds, bounds[1:], strict=False)]
+        live = [batch(first, last - 1) for first, last in pairwise(bounds)]
         assert merge(EPOCH, read_to, live) == entries(read_to + 1, head)
 
 
