@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint types bench check setup clean
+.PHONY: run test lint types bench chaos check setup clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 1; }
@@ -29,6 +29,10 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.main_path
+
+# DURATION_S: time over which callbacks are pushed; SEED: the same faults again; KILLS: of a pod and the router each.
+chaos: $(STAMP)
+	$(BIN)/python -m tests.support.accounting --duration-s $(or $(DURATION_S),30) --kills $(or $(KILLS),5) $(if $(SEED),--seed $(SEED))
 
 check: lint types test
 
