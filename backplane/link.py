@@ -145,6 +145,7 @@ class Link:
         on_push: gets every pub/sub message and invalidation; must not raise.
         on_connect: runs after every (re)connect before the link is up: subscribe again, sweep, …
         on_change: told True when the link is up, False when it was lost.
+        on_failure: told why it cannot be made, once for each new reason.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Link:
         on_push: OnPush = _ignore,
         on_connect: Callable[[], Awaitable[None]] = _nothing,
         on_change: Callable[[bool], None] = lambda _up: None,
+        on_failure: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         self._target = target
         self._name = name
@@ -163,6 +165,8 @@ class Link:
         self._on_push = on_push
         self._on_connect = on_connect
         self._on_change = on_change
+        self._on_failure = on_failure
+        self._told = ""
         self._wire: _Wire | None = None
         self._up = asyncio.Event()
         self.last_error = "not connected yet"
@@ -218,7 +222,7 @@ class Link:
                 await self._serve()
                 delay_s = _RECONNECT_FIRST_S  # it was up, so try again at once
             except (OSError, RedisUnavailable, TimeoutError) as error:
-                self.last_error = str(error) or type(error).__name__
+                self._fail(str(error) or type(error).__name__)
             except asyncio.CancelledError:
                 self._drop(tell=False)  # the process stops; nothing was lost
                 raise
@@ -236,6 +240,7 @@ class Link:
         if wire.lost.is_set():
             raise RedisUnavailable("connection to Redis lost while it was being set up")
         self.connects += 1
+        self._told = ""
         self._up.set()
         self._on_change(True)
         while not wire.lost.is_set():
@@ -247,6 +252,12 @@ class Link:
                 if wire.overdue(self._timeout_s):
                     wire.abort(f"Redis said nothing for {self._timeout_s} s")
         self.last_error = f"connection to Redis lost: {wire.reason}"
+
+    def _fail(self, reason: str) -> None:
+        self.last_error = reason
+        if reason != self._told:
+            self._told = reason
+            self._on_failure(reason)
 
     async def _connect(self) -> _Wire:
         loop, target = asyncio.get_running_loop(), self._target

@@ -124,7 +124,11 @@ def _push(redis_port: int, clients: Clients, count: int, rate: float, tag: str) 
 
 
 async def _phase(cluster: Cluster, clients: Clients, count: int, rate: float, tag: str) -> Phase:
-    groups: dict[str, Sequence[Process]] = {"router": cluster.routers, "pods": cluster.pods, "valkey": [cluster.valkey]}
+    groups: dict[str, Sequence[Process]] = {
+        "router": cluster.routers,
+        "pods": cluster.pods,
+        "valkey": [cluster.valkey],
+    }
     before = {name: sum(p.cpu_s() for p in processes) for name, processes in groups.items()}
     began = time.monotonic()
     pushed = await asyncio.to_thread(_push, cluster.redis_port, clients, count, rate, tag)

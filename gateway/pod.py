@@ -48,9 +48,14 @@ class Pod:
             on_push=self._on_push,
             on_connect=self._on_feed_connect,
             on_change=self._on_feed_change,
+            on_failure=self._on_link_failure,
         )
         self.command_link = Link(
-            target, "orchestrator-pod", timeout_s=timeout_s, on_change=self._on_command_change
+            target,
+            "orchestrator-pod",
+            timeout_s=timeout_s,
+            on_change=self._on_command_change,
+            on_failure=self._on_link_failure,
         )
         self.session_log = SessionLog(self.feed_link, self.command_link, self.keys, settings)
         self.health = Health(
@@ -155,6 +160,9 @@ class Pod:
             await self.presence.beat()
         except RedisUnavailable:
             pass  # it went away again; the next connect does this again
+
+    def _on_link_failure(self, reason: str) -> None:
+        self.log.error("redis_unreachable", redis=self.redis_shown, reason=reason)
 
     def _say(self, up: bool, what: str, link: Link) -> None:
         if up:

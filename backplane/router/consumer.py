@@ -46,6 +46,7 @@ class Consumer:
             on_push=self._on_push,
             on_connect=self._listen,
             on_change=self._on_change,
+            on_failure=lambda reason: log.error("redis_unreachable", reason=reason),
         )
         self.transfer = Transfer(self.link, keys, settings, log)
         self._ready: asyncio.Queue[bytes] = asyncio.Queue()  # bounded by _queued: a list stands in it once
