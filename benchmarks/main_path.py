@@ -163,6 +163,7 @@ async def measure(cluster: Cluster, arguments: argparse.Namespace) -> Result:
     paced = await _phase(cluster, clients, arguments.messages // 2, arguments.rate, "paced")
     for socket in clients.sockets:
         socket.drop()
+        await socket.lost
     return Result((full - empty) / arguments.connections, burst, paced)
 
 

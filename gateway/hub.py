@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from backplane.errors import RedisUnavailable
+from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Gap, Position, merge, newer
@@ -24,6 +24,7 @@ from gateway.outgoing import batch_frames, log_frames
 _KEPT_ASIDE_BYTES = 256 * 1024  # live messages that a catch-up keeps; beyond, it reads them from the log
 _CHANNELS_A_COMMAND = 500
 _SESSIONS_A_CHECK = 500
+_REFUSED_PAUSE_S = 0.5
 
 
 class Subscriber(Protocol):
@@ -94,7 +95,7 @@ class CatchUp:
 class Feed:
     """One session on this pod."""
 
-    __slots__ = ("catching", "channel", "epoch", "marked", "sockets")
+    __slots__ = ("catching", "channel", "epoch", "marked", "replaced", "sockets")
 
     def __init__(self, channel: bytes) -> None:
         self.channel = channel
@@ -102,6 +103,7 @@ class Feed:
         self.sockets: list[Subscriber] = []  # live, or behind
         self.catching: list[CatchUp] = []
         self.marked = 0
+        self.replaced = 0  # sockets of an older generation have to go
 
     @property
     def session(self) -> str:
@@ -177,13 +179,18 @@ class Hub:
             self._abandon(feed, group)
             return None
         if feed.epoch != epoch:
-            self._restart(feed.sockets, "the session's log began anew")
+            # Those that are catching up too: what they were sent must not be noted under the new epoch.
+            self._restart(feed.everyone, "the session's log began anew")
+            if feed.epoch is not None:
+                feed.replaced = 0  # generations began anew too
             feed.epoch, feed.marked = epoch, 0
         group.position = Position(epoch, resumed.start)
         group.sockets.append(socket)
         group.send(resumed.page)
         if not self._join_live(feed, group, resumed.head):
             self._spawn(self._read_on(feed, group))
+        if socket.generation < feed.replaced:  # that word came before the log's answer
+            asyncio.get_running_loop().call_soon(socket.replaced)  # soon: the caller has to know its feed
         return feed
 
     def detach(self, feed: Feed, socket: Subscriber) -> None:
@@ -195,7 +202,7 @@ class Hub:
                 group.sockets.remove(socket)
         mark = self._mark(feed, [socket])
         if mark is not None:
-            self._spawn(self._note([mark]))
+            self._spawn(self._note(feed, mark))
         self._drop_if_empty(feed)
 
     def resumed(self, feed: Feed, socket: Subscriber) -> None:
@@ -207,7 +214,11 @@ class Hub:
         """Note at once what a socket was sent: it is about to be closed, and its client may come back."""
         mark = self._mark(feed, [socket])
         if mark is not None:
-            await self._note([mark])
+            await self._note(feed, mark)
+
+    def acked(self, feed: Feed) -> None:
+        """A client has acknowledged messages: a socket's `sent` has moved."""
+        self._unmarked.add(feed)
 
     def _feed(self, channel: bytes) -> Feed:
         feed = self._feeds.get(channel)
@@ -280,6 +291,7 @@ class Hub:
                 socket.write(frames)
 
     def _replace(self, feed: Feed, message: Replaced) -> None:
+        feed.replaced = max(feed.replaced, message.generation)
         for socket in feed.everyone:
             if socket.generation < message.generation:
                 socket.replaced()
@@ -300,6 +312,9 @@ class Hub:
             while group.sockets:
                 try:
                     page = await self._session_log.read(feed.session, group.position)
+                except RedisRefused:
+                    await asyncio.sleep(_REFUSED_PAUSE_S)  # the link is up: it would be refused at once again
+                    continue
                 except RedisUnavailable:
                     await self._link.wait_up()
                     continue
@@ -314,7 +329,8 @@ class Hub:
                     return
         finally:
             if group in feed.catching:
-                self._abandon(feed, group)
+                feed.catching.remove(group)
+            self._drop_if_empty(feed)  # its sockets may have gone meanwhile
 
     def _join_live(self, feed: Feed, group: CatchUp, head: int) -> bool:
         """Merge what came meanwhile; False if the log has to be read again before that.
@@ -373,16 +389,12 @@ class Hub:
             await asyncio.sleep(pause_s / len(slices))
 
     def _compare(self, feed: Feed, head: Position | None) -> None:
-        if feed.epoch is None or not feed.sockets:
-            return
-        if head is None or head.epoch != feed.epoch:
-            self._restart(feed.sockets, "the session's log began anew")
-            return
-        # A socket ahead of the head is looked at too: reading tells whether the log was rewound, or this
-        # reply was only older than what has been pushed since.
-        off = [socket for socket in feed.sockets if socket.seq != head.seq and not socket.behind]
+        # Whatever is not as it should be is read: that tells a log that was rewound or began anew from a
+        # reply that is only older than what has been pushed, or opened, since.
+        seq = head.seq if head is not None and head.epoch == feed.epoch else -1
+        off = [socket for socket in feed.sockets if socket.seq != seq and not socket.behind]
         if off:
-            self.gaps += any(socket.seq < head.seq for socket in off)
+            self.gaps += any(socket.seq < seq for socket in off)
             self._catch_up(feed, off)
 
     # What has been sent, for clients that come without a cursor.
@@ -405,7 +417,8 @@ class Hub:
         try:
             await self._session_log.mark_sent(marks)
         except RedisUnavailable:
-            self._unmarked |= feeds
+            for feed in feeds:
+                self._mark_again(feed)
             raise
 
     def _mark(self, feed: Feed, sockets: Iterable[Subscriber]) -> Mark | None:
@@ -415,11 +428,17 @@ class Hub:
         feed.marked = sent
         return Mark(feed.session, Position(feed.epoch, sent))
 
-    async def _note(self, marks: list[Mark]) -> None:
+    def _mark_again(self, feed: Feed) -> None:
+        feed.marked = 0  # marks only move forward in Redis, so one too many does no harm
+        if self._feeds.get(feed.channel) is feed:
+            self._unmarked.add(feed)
+
+    async def _note(self, feed: Feed, mark: Mark) -> None:
         try:
-            await self._session_log.mark_sent(marks)
+            await self._session_log.mark_sent([mark])
         except RedisUnavailable as error:
-            self._log.warning("mark_lost", sessions=len(marks), reason=str(error))
+            self._mark_again(feed)
+            self._log.warning("mark_lost", session=feed.session, seq=mark.position.seq, reason=str(error))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

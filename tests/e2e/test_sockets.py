@@ -55,8 +55,11 @@ def test_a_silent_socket_is_closed(brisk: Cluster) -> None:
         _, client = await loop.create_connection(
             lambda: Mute(path, lambda _text: None), "127.0.0.1", brisk.pods[0].port
         )
-        async with asyncio.timeout(10):
-            return await client.lost
+        try:
+            async with asyncio.timeout(10):
+                return await client.lost
+        finally:
+            client.drop()
 
     assert uvloop.run(stay_silent()) == 4002
 
@@ -77,10 +80,13 @@ def test_a_client_that_does_not_read_is_closed_and_resumes(strict: Cluster) -> N
         slow = await connect(pod.port, path, note)
         assert slow is not None
         slow.pause()
-        grown = await asyncio.to_thread(push_and_watch)
-        slow.resume()
-        async with asyncio.timeout(20):
-            return await slow.lost, grown
+        try:
+            grown = await asyncio.to_thread(push_and_watch)
+            slow.resume()
+            async with asyncio.timeout(20):
+                return await slow.lost, grown
+        finally:
+            slow.drop()
 
     def push_and_watch() -> int:
         with (

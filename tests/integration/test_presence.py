@@ -53,13 +53,23 @@ async def test_one_that_falls_silent_is_dead(link: Link, redis_client: Client) -
 async def test_one_that_beats_stays(link: Link, redis_client: Client) -> None:
     """Its summary and what it renews outlive many intervals."""
     redis_client.set("its connections", "1")
-    member = presence(link, renew=("its connections",))
+    member = presence(link, interval_s=0.1, renew=("its connections",))
     task = asyncio.create_task(member.run())
     await eventually(lambda: redis_client.pttl("its connections") > 0)
     await asyncio.sleep(member.ttl_ms / 1000 * 2)
     assert list(await living(link, KEYS, "pods")) == ["p-1"]
     assert redis_client.exists("its connections")
     task.cancel()
+
+
+async def test_it_waits_for_redis(redis_url: str, redis_client: Client) -> None:
+    """A process that starts before its Redis beats as soon as it can, and does not die of it."""
+    link = Link(parse_redis_url(redis_url), "under-test", timeout_s=5)
+    task = asyncio.create_task(presence(link).run())
+    await asyncio.sleep(0)
+    async with running(link):
+        await eventually(lambda: redis_client.exists(KEYS.member("pods", "p-1")))
+        task.cancel()
 
 
 async def test_it_goes_on_after_redis_was_away(redis_url: str, redis_client: Client) -> None:

@@ -16,7 +16,7 @@ from backplane.link import Argument, Link
 from backplane.messages import timestamp
 from backplane.redis_client import parse_redis_url
 from backplane.router.dispatch import dispatch
-from backplane.router.transfer import Transfer
+from backplane.router.transfer import Transfer, judge
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
 from tests.support.valkey import Client, Valkey, running
@@ -552,6 +552,17 @@ async def test_an_expired_log_counts_its_bytes_anew(link: Link, redis_client: Cl
     assert record(redis_client)["h"] == "5"
 
 
+async def test_a_wrong_count_of_bytes_blocks_nothing(link: Link, redis_client: Client) -> None:
+    """Someone wrote into the record: at worst the log begins anew, and counts right from then on."""
+    await fill(link, redis_client, [entry(0)])
+    redis_client.hset(session(), "b", 10**9)
+    await fill(link, redis_client, [entry(1)])
+    await fill(link, redis_client, [entry(2)])
+    assert log_of(redis_client)[-1] == entry(2)
+    assert record(redis_client)["h"] == "3"
+    bytes_of(redis_client)
+
+
 async def test_a_log_that_outlived_its_session_is_not_joined_to_the_next(
     link: Link, redis_client: Client
 ) -> None:
@@ -580,7 +591,7 @@ async def test_expiry_is_put_off_while_a_session_lives(link: Link, redis_client:
         redis_client.pexpire(session() + suffix, 1_000_000)
     await fill(link, redis_client, [entry("b")])
     assert redis_client.pttl(session()) <= 1_000_000
-    redis_client.hincrby(session(), "a", -RETENTION_MS // 16)
+    redis_client.hincrby(session(), "a", -RETENTION_MS // 8)
     await fill(link, redis_client, [entry("c")])
     for suffix in ("", ":log", ":seen"):
         assert redis_client.pttl(session() + suffix) > RETENTION_MS
@@ -773,6 +784,24 @@ class TestDrain:
         assert sum(mover.counts.appended for mover in movers) == 300
         assert sum(mover.counts.duplicates for mover in movers) == 0
         assert sum(mover.counts.conflicts for mover in movers) > 0
+
+    async def test_a_conflict_is_looked_at_again(
+        self, link: Link, redis_client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Refused by the fence, nothing is moved, and the list stands in line again."""
+
+        def judge_slowly(*args: Any) -> Any:
+            redis_client.set(FENCE, "of another router")
+            return judge(*args)
+
+        push(redis_client, answer(0))
+        mover = transfer(link)
+        with monkeypatch.context() as patch:
+            patch.setattr("backplane.router.transfer.judge", judge_slowly)
+            assert await mover.drain(LIST, "acme", 4) is True
+        assert (mover.counts.conflicts, mover.counts.appended) == (1, 0)
+        assert await mover.drain(LIST, "acme", 4) is False
+        assert answers(redis_client) == [0]
 
     async def test_an_oversized_callback_is_a_dead_letter(self, link: Link, redis_client: Client) -> None:
         """Whole, if it fits there; and those around it arrive."""

@@ -95,6 +95,12 @@ class Session:
             gone_at = time.monotonic()
             self._socket = await self._open(ports, choose)
             self.longest_outage_s = max(self.longest_outage_s, time.monotonic() - gone_at)
+            await asyncio.shield(self._socket.lost)  # whoever closes the socket waits for it too
+
+    async def close(self) -> None:
+        """Cut the socket, if there is one."""
+        if self._socket is not None:
+            self._socket.drop()
             await self._socket.lost
 
     async def _open(self, ports: list[int], choose: random.Random) -> LeanClient:
@@ -257,6 +263,7 @@ async def run(cluster: Cluster, load: Load, seed: int, *, kills: int = 0, timeou
         for task in (*clients, faults):
             task.cancel()
         await asyncio.gather(*clients, faults, return_exceptions=True)
+        await asyncio.gather(*[session.close() for session in sessions])
     return account(sessions, sent)
 
 

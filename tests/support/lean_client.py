@@ -121,7 +121,10 @@ async def connect(port: int, path: str, on_text: OnText) -> LeanClient | None:
         _, client = await loop.create_connection(lambda: LeanClient(path, on_text), "127.0.0.1", port)
     except OSError:
         return None
-    if await client.opened:
-        return client
-    client.drop()
-    return None
+    opened = False
+    try:
+        opened = await client.opened
+    finally:
+        if not opened:
+            client.drop()
+    return client if opened else None

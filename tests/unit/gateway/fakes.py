@@ -214,9 +214,7 @@ class FakeSessionLog:
         """Append entries to a log; returns what would be published."""
         record = self.record(session)
         first = record.head + 1
-        entries = [
-            b'{"type":"t","fill":"%b","metadata":{' % (b"x" * size) for _ in range(count)
-        ]
+        entries = [b'{"type":"t","fill":"%b","metadata":{' % (b"x" * size) for _ in range(count)]
         record.entries += entries
         record.head += count
         return Batch(record.epoch, first, entries)

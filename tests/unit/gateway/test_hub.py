@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -149,7 +147,8 @@ async def test_what_is_no_session_is_handed_on(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"hello", b"e1:", b"e1:x\n{}", b"!", b"!x", b"\xff:1\n{}", b"e1:" + b"9" * 5000 + b"\n{}"]
+    "payload",
+    [b"", b"hello", b"e1:", b"e1:x\n{}", b"!", b"!x", b"\xff:1\n{}", b"e1:" + b"9" * 5000 + b"\n{}"],
 )
 async def test_foreign_publishes_are_ignored(world: World, payload: bytes) -> None:
     """What another program publishes on a session's channel is logged, and disturbs nobody."""
@@ -534,12 +533,13 @@ async def test_a_socket_that_could_always_read(world: World) -> None:
 # Logs that are not what they were.
 
 
-async def test_another_epoch(world: World) -> None:
+@pytest.mark.parametrize("length", [1, 2, 5])
+async def test_another_epoch(world: World, length: int) -> None:
     """A log that began anew cannot be continued: the socket has to come back and be told."""
     socket = await world.open()
     world.say(2)
     del world.log.records[SESSION]
-    world.say()
+    world.say(length)
     await settle()
 
     assert socket.seqs == [1, 2]
@@ -553,6 +553,7 @@ async def test_another_epoch_seen_by_a_new_socket(world: World) -> None:
     world.say()
     slow.pause()
     world.say()
+    await world.hub.flush_marks()
     world.gate()
     busy = world.socket()
     world.log.append(4)
@@ -575,15 +576,33 @@ async def test_another_epoch_seen_by_a_new_socket(world: World) -> None:
 
     assert newcomer.seqs == all_up_to(6)
     assert newcomer.restarts == []
-    assert all(mark.position.seq == 0 for mark in world.log.marks if mark.position.epoch == "e2")
+    assert [mark for mark in world.log.marks if mark.position.epoch == "e2"] == []
+    world.log.marks.clear()
+    await world.hub.flush_marks()
+    assert world.log.marks == [Mark(SESSION, Position("e2", 6))]
 
 
-async def test_trimmed_past_a_socket(world: World) -> None:
+async def test_new_log_is_noted_from_its_beginning(world: World) -> None:
+    """What was noted of a session's old log does not keep the new one, which is shorter, from being noted."""
+    old = await world.open()
+    world.say(5)
+    await world.hub.flush_marks()
+    del world.log.records[SESSION]
+    world.log.append(2)
+    await world.open()
+    await world.hub.flush_marks()
+
+    assert len(old.restarts) == 1
+    assert [mark.position for mark in world.log.marks] == [("e1", 5), ("e2", 2)]
+
+
+@pytest.mark.parametrize("oldest", [4, 5, 12])
+async def test_trimmed_past_a_socket(world: World, oldest: int) -> None:
     """A log that no longer reaches back to a socket is never continued over the hole in silence."""
     socket = await world.open()
     world.say(2)
     world.log.append(10)
-    world.log.trim(oldest=6)
+    world.log.trim(oldest=oldest)
     world.say()
     await settle()
 
@@ -602,6 +621,28 @@ async def test_trimmed_up_to_a_socket(world: World) -> None:
     await settle()
 
     assert socket.seqs == all_up_to(6)
+    assert socket.restarts == []
+
+
+async def test_a_publish_of_another_log_during_a_catch_up(world: World) -> None:
+    """A late publish of a log that is gone holds up no catch-up, and keeps it from no message."""
+    late = world.log.append(2)
+    world.log.records.clear()
+    world.log.append(2)
+    world.gate()
+    socket = world.socket()
+    opening = world.opening(socket)
+    await settle()
+    resume = world.log.take("resume")
+    resume.execute()
+    world.publish(late)
+    world.say()
+    resume.finish()
+    world.log.release()
+    await opening
+    await settle()
+
+    assert socket.seqs == [1, 2, 3]
     assert socket.restarts == []
 
 
@@ -845,6 +886,20 @@ async def test_leaving_and_coming_back_during_a_catch_up(world: World) -> None:
     assert world.log.subscribed == {SESSION}
 
 
+async def test_leaving_twice(world: World) -> None:
+    """A second goodbye does not take the session from the sockets that came since."""
+    old = await world.open()
+    feed = old.feed
+    assert feed is not None
+    old.leave()
+    new = await world.open()
+    world.hub.detach(feed, old)
+    world.say()
+
+    assert new.seqs == [1]
+    assert world.log.subscribed == {SESSION}
+
+
 # What has been sent.
 
 
@@ -994,6 +1049,24 @@ async def test_replaced_while_it_opens(world: World, told: bytes, replaced: int)
     assert world.hub.sessions == 1 - replaced
 
 
+async def test_generations_begin_anew_with_the_log(world: World) -> None:
+    """A socket of a new log is not closed for what was said of the old one's."""
+    old = await world.open()
+    world.push(b"!1")
+    world.push(b"!7")
+    assert old.replacements == 1
+    waiting = await world.open()
+    waiting.generation = 7
+    world.push(b"!7")
+    del world.log.records[SESSION]
+    new = await world.open()
+    await settle()
+
+    assert (waiting.replacements, len(waiting.restarts)) == (0, 1)
+    assert new.generation == 1
+    assert new.replacements == 0
+
+
 # Background.
 
 
@@ -1010,7 +1083,6 @@ async def test_a_catch_up_that_breaks_is_logged(world: World) -> None:
 
 # Everything at once.
 
-Step = Callable[["Chaos"], Awaitable[None] | None]
 NUMBERS = st.integers(0, 9)
 
 
@@ -1025,6 +1097,11 @@ class Chaos:
         self.sockets: list[FakeSocket] = []
         self.openings: list[asyncio.Task[bool]] = []
         self.checks: list[asyncio.Task[None]] = []
+
+    def begin(self) -> None:
+        self.world.log.append(2)
+        for number in range(2):
+            self.open(number)
 
     def do(self, name: str, number: int) -> None:
         getattr(self, name)(number)
@@ -1114,26 +1191,26 @@ class Chaos:
 
 DEEDS = st.sampled_from(
     [
-        *["append", "arrive", "finish", "turn"] * 3,
+        *["append", "arrive", "finish"] * 4,
         *["lose", "repeat", "open", "pause", "unpause", "execute"] * 2,
         *["leave", "fail", "check", "flush"],
     ]
 )
+TURNS = st.sampled_from([0, 1, 1, 2, 4])
 
 
-@settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(DEEDS, NUMBERS), max_size=80))
-def test_whatever_happens_each_message_comes_once_and_in_order(deeds: list[tuple[str, int]]) -> None:
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(DEEDS, NUMBERS, TURNS), min_size=30, max_size=120))
+def test_whatever_happens_each_message_comes_once_and_in_order(deeds: list[tuple[str, int, int]]) -> None:
     """Lost, late, repeated and overtaken: after one check every socket has its whole log, once, in order."""
 
     async def play() -> None:
         chaos = Chaos()
-        chaos.open(0)
-        for name, number in deeds:
-            if name == "turn":
+        chaos.begin()
+        for name, number, turns in deeds:
+            chaos.do(name, number)
+            for _ in range(turns):
                 await asyncio.sleep(0)
-            else:
-                chaos.do(name, number)
         await chaos.end()
         chaos.judge()
 
