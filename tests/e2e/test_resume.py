@@ -105,6 +105,11 @@ def test_broken_subscription_heals_within_a_second(cluster: Cluster, aes: redis.
             took = time.monotonic() - began
             assert seqs == list(range(round_ * 5 + 1, round_ * 5 + 6))
             assert took < 1.0
+        for number in range(15, 20):  # and from then on they are pushed again, one by one
+            push(aes, "cut", number, 1)
+            began = time.monotonic()
+            assert receive_logged(socket, 1, 5.0)[0]["metadata"]["seq"] == number + 1
+            assert time.monotonic() - began < 1.0
         print(f"\nhealed {took * 1000:.0f} ms after the subscription was cut")
 
 

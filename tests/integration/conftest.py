@@ -14,7 +14,7 @@ from tests.support.valkey import Valkey, running
 
 @pytest.fixture
 async def link(redis_url: str) -> AsyncIterator[Link]:
-    async with running(Link(parse_redis_url(redis_url), "test", timeout_s=5)) as up:
+    async with running(Link(parse_redis_url(redis_url), "test", timeout_s=30)) as up:
         yield up
 
 

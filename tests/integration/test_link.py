@@ -389,7 +389,7 @@ async def test_a_unix_socket(own_valkey: Valkey, tmp_path: Any) -> None:
 
 async def test_a_full_line_is_no_reason_to_drop_the_connection(redis_url: str, redis_client: Client) -> None:
     """The link's own question whether Redis lives needs no place where others wait for an answer already."""
-    async with running(link_to(redis_url)) as link:
+    async with running(link_to(redis_url, timeout_s=30)) as link:
         calls = [link.call("BLPOP", "nothing", 0)]
         with contextlib.suppress(RedisUnavailable):
             while True:
