@@ -123,6 +123,8 @@ class Connection(asyncio.Protocol):
         """The transport closes itself; `connection_lost` follows."""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self._transport = None  # cut off: its buffer was thrown away, so `sent` cannot be told from it
         self._detach()
         self.state = State.CLOSED
         for timer in (self._slow_timer, self._close_timer):
@@ -154,8 +156,8 @@ class Connection(asyncio.Protocol):
         return True
 
     def refuse(self, response: bytes) -> None:
-        """Answer the upgrade request with an HTTP error."""
-        if self._transport is not None:
+        """Answer the upgrade request with an HTTP error; nothing once it was accepted."""
+        if self._transport is not None and self.state == State.OPENING:
             self._transport.write(response)
             self._transport.close()
 
@@ -169,13 +171,20 @@ class Connection(asyncio.Protocol):
     def sent(self) -> int | None:
         if self.acked >= 0:
             return self.acked
-        if self._transport is None:
-            return self.seq if self._slow_timer is None else None
-        return None if self._transport.get_write_buffer_size() else self.seq
+        if self._transport is None or self._transport.get_write_buffer_size():
+            return None
+        return self.seq
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and self.state == State.OPEN:
             self._transport.write(data)
+
+    def ack(self, seq: int) -> None:
+        """The client has dealt with the session's messages up to ``seq``."""
+        if seq > self.acked:
+            self.acked = seq
+            if self.feed is not None:
+                self._endpoint.hub.acked(self.feed)
 
     def replaced(self) -> None:
         self.close(CloseCode.REPLACED, "a newer connection of the session took over")
@@ -189,23 +198,23 @@ class Connection(asyncio.Protocol):
         """Send a Close and await the client's; from now on the session does without this socket."""
         if self.state != State.OPEN or self._transport is None:
             return
-        self._endpoint.count_close(code)
-        self._detach()
-        self._transport.write(frames.encode_close(code, reason))
-        self.state = State.CLOSING
+        self._say_close(self._transport, code, reason)
         if self._decoder is not None and self._decoder.closed:
             self.drop()
-            return
-        loop = asyncio.get_running_loop()
-        self._close_timer = loop.call_later(_CLOSE_HANDSHAKE_S, self._abort)
 
     def finish(self, code: int) -> None:
         """Answer the client's Close."""
         if self._transport is not None and self.state == State.OPEN:
-            self._endpoint.count_close(code)
-            self.state = State.CLOSING
-            self._transport.write(frames.encode_close(code, ""))
+            self._say_close(self._transport, code, "")
             self.drop()
+
+    def _say_close(self, transport: asyncio.Transport, code: int, reason: str) -> None:
+        self._endpoint.count_close(code)
+        self._detach()
+        transport.write(frames.encode_close(code, reason))
+        self.state = State.CLOSING
+        # Also where the client's Close has come already: what it does not read keeps the transport open.
+        self._close_timer = asyncio.get_running_loop().call_later(_CLOSE_HANDSHAKE_S, self._abort)
 
     def drop(self) -> None:
         """Close the transport when it has sent what it holds."""

@@ -63,7 +63,7 @@ class Conversation:
         if message.seq > connection.seq:
             detail = f"seq {message.seq} was not sent yet; the newest is {connection.seq}"
             raise protocol.BadMessage(ClientError(422, "invalid_field", detail), message.ref)
-        connection.acked = max(connection.acked, message.seq)
+        connection.ack(message.seq)
         if message.ref is not None:
             _answer(connection, "ack", message.ref, {"seq": message.seq})
 

@@ -56,16 +56,31 @@ local function publish(channel, payload)
   if type(reply) == 'table' and reply.err then unpublished = unpublished + 1 end
 end
 
--- Drop what is too old, and set again when the session's keys expire. Returns the bytes left.
-local function tend(base, log, seen, head, bytes)
-  local oldest = redis.call('LINDEX', log, 0)
-  while oldest and string.sub(oldest, 15, 38) < ARGV[9] do
-    bytes = bytes - #redis.call('LPOP', log)
-    oldest = redis.call('LINDEX', log, 0)
+-- Keep a log within its bounds, and now and then see to its age and to when the session's keys expire. The
+-- newest entry always stays: what nobody was sent yet must not go because it is large.
+local function tend(base, log, seen, head, length, bytes, due)
+  local before = bytes
+  local function pop()
+    bytes, length = bytes - #redis.call('LPOP', log), length - 1
   end
-  redis.call('ZREMRANGEBYSCORE', seen, '-inf', head - remembered)
-  for _, key in ipairs({base, log, seen}) do redis.call('PEXPIRE', key, retention + retention / 8) end
-  return bytes
+  if due then
+    while length > 1 and string.sub(redis.call('LINDEX', log, 0), 15, 38) < ARGV[9] do pop() end
+    redis.call('ZREMRANGEBYSCORE', seen, '-inf', head - remembered)
+    for _, key in ipairs({base, log, seen}) do redis.call('PEXPIRE', key, retention + retention / 8) end
+    redis.call('HSET', base, 'a', now)
+  end
+  while length > 1 and (length > max_entries or bytes > max_bytes) do pop() end
+  if length == 1 and bytes > max_bytes then bytes = #redis.call('LINDEX', log, 0) end  -- had drifted
+  if bytes ~= before then redis.call('HSET', base, 'b', bytes) end
+end
+
+-- Raise a write's error after taking back what was written before it: no retry must find the entries in the log
+-- but not their digests, or the other way round.
+local function or_undo(reply, base, log, count, record)
+  if type(reply) ~= 'table' or not reply.err then return end
+  for _ = 1, count do redis.call('RPOP', log) end
+  if record then redis.call('HSET', base, 'h', record[2] or 0, 'b', record[3] or 0) end
+  error(reply.err)
 end
 
 -- Append one session's entries. ARGV[at…] holds `count` triples. Returns an error text instead of appending.
@@ -110,23 +125,18 @@ local function append(base, at, count)
     local length = redis.pcall('RPUSH', log, unpack(entries))
     refused = wrong_type(length)
     if refused then return refused end
-    redis.call('ZADD', seen, unpack(scores))
     if length == #entries then bytes = 0 end  -- the log had expired, or is new
     bytes = bytes + grown
-    if length == #entries or now - tonumber(record[4] or 0) > retention / 16 or head % 256 < #entries then
-      redis.call('HSET', base, 'e', epoch, 'a', now)
-      bytes = tend(base, log, seen, head, bytes)
-    end
-    local over = length - max_entries
-    while over > 0 or bytes > max_bytes do
-      local old = redis.call('LPOP', log)
-      if not old then break end
-      over, bytes = over - 1, bytes - #old
-    end
-    redis.call('HSET', base, 'h', head, 'b', bytes)
+    or_undo(redis.pcall('HSET', base, 'e', epoch, 'h', head, 'b', bytes), base, log, #entries)
+    or_undo(redis.pcall('ZADD', seen, unpack(scores)), base, log, #entries, record)
     appended = appended + #entries
+    for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
+    local due = length == #entries or head % 256 < #entries
+    due = due or now - tonumber(record[4] or 0) > retention / 16
+    tend(base, log, seen, head, length, bytes, due)
+  else
+    for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
   end
-  for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
 end
 
 local at, group = 15, 4

@@ -508,15 +508,45 @@ async def test_bytes_exactly_at_the_bound_stay(link: Link, redis_client: Client)
 
 
 async def test_an_entry_larger_than_a_whole_log(link: Link, redis_client: Client, heard: Heard) -> None:
-    """It is published with its seq and not kept; what follows has the next seq and its own bytes."""
+    """The newest entry stays, however large: nobody may have been sent it yet; the next one replaces it."""
     await fill(link, redis_client, [entry("a"), entry("big", size=500)], bytes=400)
-    assert log_of(redis_client) == []
+    assert log_of(redis_client) == [entry("big", size=500)]
     assert record(redis_client)["h"] == "2"
     await fill(link, redis_client, [entry("b")], bytes=400)
     assert heard.all()[-1] == b"e1:3\n" + entry("b")
     assert log_of(redis_client) == [entry("b")]
     bytes_of(redis_client)
     assert redis_client.pttl(f"{session()}:log") > 0
+
+
+async def test_trimming_by_age_takes_no_young_entry(link: Link, redis_client: Client) -> None:
+    """A full log of old entries makes room for new ones by losing the old, and only them."""
+    old = [entry(n, age_s=30 * 86_400) for n in range(5)]
+    await fill(link, redis_client, old, entries=5, keep_s=60 * 86_400)
+    redis_client.hset(session(), "a", 0)
+    new = [entry(n) for n in range(5, 9)]
+    await fill(link, redis_client, new, entries=5)
+    assert log_of(redis_client) == new
+    bytes_of(redis_client)
+
+
+@pytest.mark.usefixtures("limited_user")
+@pytest.mark.parametrize("command", ["hset", "zadd", "zremrangebyscore", "pexpire"])
+async def test_a_refusal_half_way_neither_loses_nor_doubles(
+    link: Link, valkey: Valkey, redis_client: Client, heard: Heard, command: str
+) -> None:
+    """Whichever write Redis refuses: after the retry each entry is in the log and was published, once."""
+    push(redis_client, "a", "b")
+    move = Move({session(): appends([entry("a"), entry("b")])})
+    async with running(await user_link(valkey, redis_client, f"-{command}")) as limited:
+        with pytest.raises(RedisRefused, match=command):
+            await move.run(limited)
+    assert redis_client.llen(LIST) == 2
+    assert (await move.run(link))[0] == 1
+    assert log_of(redis_client) == [entry("a"), entry("b")]
+    assert record(redis_client)["h"] == "2"
+    bytes_of(redis_client)
+    assert heard.all() == [b"e1:1\n" + entry("a") + b"\n" + entry("b")]
 
 
 async def test_a_log_is_trimmed_by_age(link: Link, redis_client: Client) -> None:

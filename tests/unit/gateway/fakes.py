@@ -389,3 +389,62 @@ class FakeSocket:
         """Attach it; whether that came to pass."""
         self.feed = await self.hub.attach(session, self, cursor, self.greet)
         return self.feed is not None
+
+
+# Transports.
+
+
+class FakeTransport(asyncio.Transport):
+    """A transport that takes everything; what of it has left is for a test to say.
+
+    Attributes:
+        buffered: bytes that have not left the process.
+        closing: `close` or `abort` was called; ``connection_lost`` is left to the test.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.buffered = 0
+        self.high: int | None = None
+        self.closing = False
+        self.aborted = asyncio.Event()
+
+    @property
+    def data(self) -> bytes:
+        """All that was written."""
+        return b"".join(self.written)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Remember it."""
+        self.written.append(bytes(data))
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closing = True
+
+    def abort(self) -> None:
+        """Remember it."""
+        self.closing = True
+        self.buffered = 0  # as the loops do it
+        self.aborted.set()
+
+    def is_closing(self) -> bool:
+        """Whether it was closed here."""
+        return self.closing
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Remember it."""
+        self.high = high
+
+    def get_write_buffer_size(self) -> int:
+        """As a test has set it."""
+        return self.buffered
+
+
+def masked(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
+    """One frame of a client."""
+    mask, size = b"\x0f\xf0\x55\xaa", len(payload)
+    head = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    body = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+    return bytes((opcode | (0x80 if final else 0),)) + head + mask + body
