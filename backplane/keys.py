@@ -17,6 +17,7 @@ from backplane.errors import ConfigurationError, InvalidId
 TIERS = ("free", "advance", "professional", "enterprise")
 
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
+_NAME = re.compile(r"[!-~]+", re.ASCII)
 _USER_ID = re.compile(r"[A-Za-z0-9._~@+-]{1,128}", re.ASCII)
 
 
@@ -62,6 +63,16 @@ class Keys:
 
     def __init__(self, prefix: str, environment: str, actions_template: str, callbacks_template: str) -> None:
         self.prefix = prefix
+        for name, text in (
+            ("KEY_PREFIX", prefix),
+            ("ENVIRONMENT", environment),
+            ("ACTIONS_QUEUE_TEMPLATE", actions_template),
+            ("CALLBACKS_QUEUE_TEMPLATE", callbacks_template),
+        ):
+            if not _NAME.fullmatch(text):
+                raise ConfigurationError(f"{name} must be printable ASCII without spaces")
+        if "{" in prefix or "}" in prefix:
+            raise ConfigurationError("KEY_PREFIX must not contain braces")
         if "{tier}" not in actions_template:
             raise ConfigurationError("ACTIONS_QUEUE_TEMPLATE must contain {tier}")
         before, field, after = callbacks_template.partition("{tenant_id}")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.link import Argument, Link
 from backplane.position import Batch, Position, new_epoch
-from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME
+from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, Script
 from backplane.settings import Settings
 
 ResumeStatus = Literal["fresh", "replayed", "reset"]
 
 _PAGE_ENTRIES = 256
+_PAGES_AT_ONCE = 32
 _MARKS_A_CALL = 200
 
 
@@ -74,6 +76,7 @@ class SessionLog:
         self._commands = command_link
         self._keys = keys
         self._page: list[Argument] = [_PAGE_ENTRIES, settings.replay_page_bytes]
+        self._reading = asyncio.Semaphore(_PAGES_AT_ONCE)
         self._ttl_ms = settings.session_log_max_age_s * 1125
 
     def channel(self, tenant_id: str, session_id: str) -> str:
@@ -96,7 +99,7 @@ class SessionLog:
         """
         epoch, seq = cursor or Position("", 0)
         args: list[Argument] = [epoch, seq, *self._page, new_epoch(time.time()), self._ttl_ms]
-        reply = await self._feed.script(RESUME, [session, f"{session}:log"], args)
+        reply = await self._pages(RESUME, session, args)
         status, epoch, start, head, oldest, generation, *entries = reply
         batch = Batch(epoch.decode(), start + 1, entries)
         return Resumed(status.decode(), start, head, oldest, generation, batch)
@@ -107,11 +110,22 @@ class SessionLog:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        keys = [session, f"{session}:log"]
         args: list[Argument] = [position.epoch, position.seq, *self._page]
-        epoch, head, oldest, *entries = await self._feed.script(READ, keys, args)
+        epoch, head, oldest, *entries = await self._pages(READ, session, args)
         first = max(position.seq + 1, oldest)
         return Page(epoch.decode(), head, oldest, Batch(epoch.decode(), first, entries))
+
+    async def _pages(self, script: Script, session: str, args: list[Argument]) -> list[Any]:
+        """Read a page over the feed link, a few at a time.
+
+        Redis drops a subscriber whose unread replies pass its limit (32 MiB by default), and a storm of
+        clients that come back would do that.
+        """
+        async with self._reading:
+            if not self._feed.up:  # on a link that is not subscribed again yet, a message could fall between
+                raise RedisUnavailable("the feed link is down")
+            reply: list[Any] = await self._feed.script(script, [session, f"{session}:log"], args)
+            return reply
 
     async def ensure(self, session: str) -> Position:
         """The newest position of a session's log; begins the session if there is none.
@@ -122,8 +136,10 @@ class SessionLog:
         epoch, head = await self._commands.script(ENSURE, [session], [new_epoch(time.time()), self._ttl_ms])
         return Position(epoch.decode(), head)
 
-    async def heads(self, sessions: Sequence[str], *, renew: bool = False) -> list[Position | None]:
-        """The newest positions of several logs (None for one that is gone).
+    async def heads(
+        self, sessions: Sequence[str], *, renew: bool = False
+    ) -> list[Position | RedisRefused | None]:
+        """The newest positions of several logs: None for one that is gone, an error for one unreadable now.
 
         Args:
             sessions: their base keys.
@@ -135,10 +151,8 @@ class SessionLog:
         reads = [self._feed.call("HMGET", session, "e", "h") for session in sessions]
         for session in sessions if renew else ():
             self._feed.call("PEXPIRE", session, self._ttl_ms).add_done_callback(_forget)
-        return [
-            None if epoch is None else Position(epoch.decode(), int(head))
-            for epoch, head in await asyncio.gather(*reads)
-        ]
+        replies = await asyncio.gather(*reads, return_exceptions=True)
+        return [_head(reply) for reply in replies]
 
     async def mark_sent(self, marks: Iterable[Mark]) -> None:
         """Note what sessions have been sent, for clients that come without a cursor.
@@ -161,6 +175,16 @@ class SessionLog:
             RedisUnavailable: Redis did not answer.
         """
         await self._commands.call("PUBLISH", session, f"!{generation}")
+
+
+def _head(reply: list[bytes | None] | BaseException) -> Position | RedisRefused | None:
+    """One session's keys that hold something else must not keep the others from being compared."""
+    if isinstance(reply, RedisRefused):
+        return reply
+    if isinstance(reply, BaseException):
+        raise reply
+    epoch, head = reply
+    return None if epoch is None or head is None else Position(epoch.decode(), int(head))
 
 
 class Live(NamedTuple):

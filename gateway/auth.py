@@ -54,13 +54,9 @@ class Authenticator:
 
     def __init__(self, settings: Settings) -> None:
         self._none = settings.auth == "none"
-        self._secret = settings.jwt_secret
+        self._secret = settings.jwt_secret if self._none else _usable_secret(settings)
         self._audience = settings.jwt_audience or None
         self._issuer = settings.jwt_issuer or None
-        if not self._none and len(self._secret.encode()) < _MIN_SECRET_BYTES:
-            raise ConfigurationError(
-                f"AUTH=jwt needs ORCHESTRATOR_JWT_SECRET with at least {_MIN_SECRET_BYTES} bytes"
-            )
 
     def identify(self, token: str | None, stated: Stated) -> Identity:
         """The identity of a request.
@@ -69,7 +65,7 @@ class Authenticator:
             ClientError: 401 for the token, 403 for a contradiction, 400 for ids and tiers.
         """
         claims = {} if self._none else self._verify(token)
-        return Identity(
+        identity = Identity(
             tenant_id=_id(_settle(claims, "tenant_id", stated.tenant_id, stated.names[0]), stated.names[0]),
             tenant_tier=_tier(
                 _settle(claims, "tenant_tier", stated.tenant_tier, stated.names[1]), stated.names[1]
@@ -81,6 +77,9 @@ class Authenticator:
             agent_id=None if stated.agent_id is None else _id(stated.agent_id, stated.names[4]),
             agents=_agents(claims),
         )
+        if identity.agent_id is not None:
+            check_agent(identity, identity.agent_id)
+        return identity
 
     def _verify(self, token: str | None) -> dict[str, Any]:
         if not token:
@@ -172,11 +171,10 @@ def issue_token(
     """A token that the pods of the same settings accept.
 
     Raises:
-        ConfigurationError: there is no JWT_SECRET.
+        ConfigurationError: there is no usable JWT_SECRET.
         InvalidId: an id is not valid.
     """
-    if not settings.jwt_secret:
-        raise ConfigurationError("ORCHESTRATOR_JWT_SECRET is not set: there is no key to sign a token with")
+    secret = _usable_secret(settings)
     claims: dict[str, Any] = {
         "tenant_id": check_id(tenant_id, "tenant"),
         "tenant_tier": tier,
@@ -193,4 +191,10 @@ def issue_token(
         claims["aud"] = settings.jwt_audience
     if settings.jwt_issuer:
         claims["iss"] = settings.jwt_issuer
-    return jwt.encode(claims, settings.jwt_secret, algorithm=ALGORITHM)
+    return jwt.encode(claims, secret, algorithm=ALGORITHM)
+
+
+def _usable_secret(settings: Settings) -> str:
+    if len(settings.jwt_secret.encode()) < _MIN_SECRET_BYTES:
+        raise ConfigurationError(f"tokens need ORCHESTRATOR_JWT_SECRET with at least {_MIN_SECRET_BYTES} bytes")
+    return settings.jwt_secret

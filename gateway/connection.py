@@ -103,6 +103,9 @@ class Connection(asyncio.Protocol):
             self.close(code, str(failure))
 
     def pause_writing(self) -> None:
+        # Nor is it listened to: answers to what it says would pile up where nothing bounds them.
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
         delay_s = self._endpoint.settings.slow_consumer_timeout_s
         loop = asyncio.get_running_loop()
         self._slow_timer = loop.call_later(
@@ -116,6 +119,8 @@ class Connection(asyncio.Protocol):
         if self._slow_timer is not None:
             self._slow_timer.cancel()
             self._slow_timer = None
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
         if self.feed is not None and self.state == State.OPEN:
             self._endpoint.hub.resumed(self.feed, self)
 

@@ -180,7 +180,8 @@ def run_dev(environ: Mapping[str, str], flags: Mapping[str, str | None], *, pods
             print("\nstopping", flush=True)
         finally:
             STATE_FILE.unlink(missing_ok=True)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave orphans
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would leave orphans
+                signal.signal(number, signal.SIG_IGN)
             dev.stop()
     return 0
 

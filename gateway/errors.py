@@ -17,6 +17,7 @@ ERROR_CODES = {
     "unknown_tier": "the tier is none of free, advance, professional, enterprise",
     "invalid_cursor": "the cursor is not epoch:seq as the server sent it",
     "bad_request": "the request cannot be understood; the text says why",
+    "unsupported_version": "the upgrade asks for another version of the WebSocket protocol than 13",
     "not_text": "a binary message was sent; messages are JSON text",
     "message_too_large": "a message or body is over the size limit",
     "token_missing": "there is no token",

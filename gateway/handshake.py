@@ -15,7 +15,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from urllib.parse import unquote_to_bytes
 
@@ -40,7 +40,10 @@ class HandshakeError(Exception):
         error_code: ``bad_request``, ``method_not_allowed`` or ``unsupported_version``.
         detail: for a person; never a value that the client sent.
         headers: what the answer needs besides its body.
+        request: the request if only its path or query is wrong; then a socket can be accepted to say so.
     """
+
+    request: UpgradeRequest | None = None
 
     def __init__(
         self, status: int, error_code: str, detail: str, headers: tuple[tuple[str, str], ...] = ()
@@ -87,14 +90,19 @@ def parse(data: bytes) -> UpgradeRequest:
     headers = _parse_headers(lines)
     _check_upgrade(headers)
     raw_path, _, query = target.partition("?")
-    return UpgradeRequest(
-        path=_unquote(raw_path, "the path"),
+    request = UpgradeRequest(
+        path=raw_path,
         raw_path=raw_path,
-        query=_parse_query(query),
+        query={},
         headers=headers,
         subprotocols=_parse_subprotocols(headers.get("sec-websocket-protocol", "")),
         key=_parse_key(headers),
     )
+    try:
+        return replace(request, path=_unquote(raw_path, "the path"), query=_parse_query(query))
+    except HandshakeError as error:
+        error.request = request  # the upgrade itself is right, so this can be told over the socket
+        raise
 
 
 def accept_response(request: UpgradeRequest, subprotocol: str | None, extra: Headers = ()) -> bytes:

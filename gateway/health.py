@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from backplane.errors import RedisUnavailable
+from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
 
 _MISSED_PROBES = 2
@@ -33,6 +33,7 @@ class Health:
         self._interval_s = interval_s
         self._sent = 0
         self._heard_at: float | None = None
+        self._refused = ""
         self.draining = False
         self.round_trip_s: float | None = None
         self._sent_at = 0.0
@@ -49,6 +50,8 @@ class Health:
         for name, link in (("commands", self._commands), ("subscriptions", self._feed)):
             if not link.up:
                 return f"no connection to Redis for {name}: {link.last_error}"
+        if self._refused:
+            return f"Redis refuses the probe: {self._refused}"
         if self._heard_at is None:
             return "the first probe has not come back yet"
         silent_s = time.monotonic() - self._heard_at
@@ -73,8 +76,12 @@ class Health:
             self._sent_at = time.monotonic()
             try:
                 await self._commands.call("PUBLISH", self._channel, str(self._sent))
+            except RedisRefused as error:
+                self._refused = str(error)
             except RedisUnavailable:
                 self._heard_at = None
                 await self._commands.wait_up()
                 continue
+            else:
+                self._refused = ""
             await asyncio.sleep(self._interval_s)

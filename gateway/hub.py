@@ -108,7 +108,7 @@ class Feed:
     @property
     def session(self) -> str:
         """The session's base key."""
-        return self.channel.decode("ascii")
+        return self.channel.decode()
 
     @property
     def everyone(self) -> list[Subscriber]:
@@ -388,7 +388,10 @@ class Hub:
                 self._compare(feed, head)
             await asyncio.sleep(pause_s / len(slices))
 
-    def _compare(self, feed: Feed, head: Position | None) -> None:
+    def _compare(self, feed: Feed, head: Position | RedisRefused | None) -> None:
+        if isinstance(head, RedisRefused):
+            self._log.warning("position_unreadable", session=feed.session, reason=str(head))
+            return
         # Whatever is not as it should be is read: that tells a log that was rewound or began anew from a
         # reply that is only older than what has been pushed, or opened, since.
         seq = head.seq if head is not None and head.epoch == feed.epoch else -1

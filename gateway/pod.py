@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Coroutine
 from typing import Any
 
 from backplane.errors import RedisUnavailable
@@ -87,7 +89,6 @@ class Pod:
             self.summary,
             renew=self.ownership.keys,
         )
-        self._check_now = asyncio.Event()
         self._background: set[asyncio.Task[None]] = set()
 
     def summary(self) -> Summary:
@@ -122,9 +123,13 @@ class Pod:
         settings = self.settings
         if self.conversation.sends_in_flight:
             await asyncio.wait(self.conversation.sends_in_flight, timeout=settings.drain_timeout_s / 2)
+        try:
+            # Before the sockets are closed: their clients may be on another pod a moment later.
+            await self.hub.flush_marks()
+        except RedisUnavailable as error:
+            self.log.warning("marks_not_written", reason=str(error))
         await self.sockets.close_all(settings.drain_timeout_s / 2)
         try:
-            await self.hub.flush_marks()
             await self.presence.leave()
         except RedisUnavailable as error:
             self.log.warning("left_without_goodbye", reason=str(error))
@@ -145,14 +150,12 @@ class Pod:
     def _on_feed_change(self, up: bool) -> None:
         self._say(up, "subscriptions", self.feed_link)
         if up:
-            self._check_now.set()
+            self._spawn(self._check_at_once())
 
     def _on_command_change(self, up: bool) -> None:
         self._say(up, "commands", self.command_link)
         if up and self.command_link.connects > 1:
-            task = asyncio.create_task(self._enter_again())
-            self._background.add(task)
-            task.add_done_callback(self._background.discard)
+            self._spawn(self._enter_again())
 
     async def _enter_again(self) -> None:
         try:
@@ -181,21 +184,33 @@ class Pod:
                 await self.command_link.wait_up()
 
     async def _check_forever(self) -> None:
-        """At once after a reconnect, and spread over the interval otherwise."""
+        """Compare all positions with their logs, spread over the interval."""
         interval_s = self.settings.position_check_s
-        since_renewal_s = 0.0
+        renew_s = min(_RENEW_EVERY_S, self.settings.session_log_max_age_s / 4)
+        renewed_at = time.monotonic()
         while True:
-            at_once = self._check_now.is_set()
-            self._check_now.clear()
-            renew = since_renewal_s >= _RENEW_EVERY_S
+            renew = time.monotonic() - renewed_at >= renew_s
             try:
-                await self.hub.check_positions(0 if at_once else interval_s / 2, renew=renew)
-            except RedisUnavailable:
-                await self.feed_link.wait_up()
-                continue
-            since_renewal_s = 0.0 if renew else since_renewal_s + interval_s
-            try:
-                async with asyncio.timeout(interval_s / 2):
-                    await self._check_now.wait()
-            except TimeoutError:
-                pass
+                await self.hub.check_positions(interval_s / 2, renew=renew)
+            except RedisUnavailable as error:
+                self.log.debug("positions_not_checked", reason=str(error))
+            else:
+                renewed_at = time.monotonic() if renew else renewed_at
+            await asyncio.sleep(interval_s / 2)
+
+    async def _check_at_once(self) -> None:
+        """What was published while the feed link was away shows now, not with the next message."""
+        try:
+            await self.hub.check_positions(0)
+        except RedisUnavailable as error:
+            self.log.debug("positions_not_checked", reason=str(error))  # connecting again checks again
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.log.error("task_died", exc_info=task.exception())

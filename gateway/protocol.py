@@ -9,7 +9,7 @@ import msgspec
 from gateway.chat import ChatBody, invalid_field
 from gateway.errors import ClientError
 
-Ref = str | int
+Ref = Annotated[str, msgspec.Meta(max_length=128)] | int
 
 
 class Ping(msgspec.Struct, tag="ping"):
@@ -55,7 +55,7 @@ class BadMessage(ClientError):
     """
 
     def __init__(self, error: ClientError, ref: Ref | None) -> None:
-        super().__init__(error.status, error.error_code, error.detail)
+        super().__init__(error.status, error.error_code, error.detail, retry_after_s=error.retry_after_s)
         self.ref = ref
 
 
@@ -75,7 +75,7 @@ def parse(data: bytes) -> ClientMessage:
         message: ClientMessage = _decode(data)
     except msgspec.ValidationError as error:
         raise _explain(data, error) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessage(ClientError(400, "not_json", f"the message is not JSON: {error}"), None) from None
     return message
 
@@ -83,7 +83,7 @@ def parse(data: bytes) -> ClientMessage:
 def _explain(data: bytes, error: msgspec.ValidationError) -> BadMessage:
     try:
         head = _decode_head(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return BadMessage(ClientError(400, "not_an_object", "the message must be a JSON object"), None)
     ref = head.ref if isinstance(head.ref, str | int) and not isinstance(head.ref, bool) else None
     if head.type not in TYPES:

@@ -17,6 +17,7 @@ from backplane.settings import Settings
 from backplane.supervise import run_until
 from gateway.app import build_app
 from gateway.connection import Connection
+from gateway.http_protocol import bounded_protocol
 from gateway.pod import Pod
 
 _BACKLOG = 4_096
@@ -113,7 +114,7 @@ def _config(pod: Pod) -> uvicorn.Config:
     return uvicorn.Config(
         build_app(pod),
         ws=new_connection,  # type: ignore[arg-type]  # it is only called
-        http="httptools",
+        http=bounded_protocol(pod.settings.handshake_timeout_s),
         lifespan="off",
         log_config=None,
         access_log=False,

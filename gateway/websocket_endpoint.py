@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from backplane.errors import InvalidCursor, RedisUnavailable
@@ -74,12 +75,21 @@ class WebSocketEndpoint:
             async with asyncio.timeout(self.settings.handshake_timeout_s):
                 await self._open(connection, handshake.parse(head))
         except handshake.HandshakeError as error:
-            body = problem_body(error.status, "bad_request", error.detail)
+            if error.request is not None:
+                problem = ClientError(400, "bad_request", error.detail)
+                self._tell_and_close(connection, error.request, problem)
+                return
+            body = problem_body(error.status, error.error_code, error.detail)
             connection.refuse(handshake.refuse_response(error.status, list(error.headers), body))
         except (TimeoutError, RedisUnavailable):
             self._refuse(connection, redis_unavailable())
         except ClientError as error:
             self._refuse(connection, error)
+        except Exception:  # noqa: BLE001  # a task's boundary: the client must not be left hanging
+            self._log.exception("handshake_failed")
+            self._refuse(
+                connection, ClientError(500, "internal_error", "a mistake of ours; it has been logged")
+            )
 
     def on_opened(self, task: asyncio.Task[None]) -> None:
         """The task of a handshake has ended."""
@@ -87,11 +97,13 @@ class WebSocketEndpoint:
             self._log.error("handshake_failed", exc_info=task.exception())
 
     async def _open(self, connection: Connection, request: handshake.UpgradeRequest) -> None:
-        if not request.path.startswith(PATH) or "/" in request.path.removeprefix(PATH):
+        if not request.raw_path.startswith(PATH) or "/" in request.raw_path.removeprefix(PATH):
             raise ClientError(404, "not_found", "sockets are opened at /ws/{session_id}")
         if self._health.draining:
-            raise ClientError(503, "draining", "this pod is about to stop; connect again", retry_after_s=1)
+            raise _draining()
         try:
+            if self.settings.auth == "none":
+                _check_origin(request)
             identity = self._authenticator.identify(_token(request), _stated(request))
             cursor = _cursor(request)
         except ClientError as error:
@@ -105,6 +117,9 @@ class WebSocketEndpoint:
         session = self._session_log.channel(identity.tenant_id, identity.session_id)
 
         def greet(resumed: Resumed) -> bool:
+            if self._health.draining:  # since the log was asked
+                self._refuse(connection, _draining())
+                return False
             return self._accept(connection, request) and self._greet(connection, identity, resumed)
 
         feed = await self.hub.attach(session, connection, cursor, greet)
@@ -216,8 +231,12 @@ class WebSocketEndpoint:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        pairs = [(c, c.identity) for c in self.wheel.connections if c.identity is not None]
-        await self._ownership.rewrite([self._owned(c, identity) for c, identity in pairs])
+        # Lazily: one that closes while others are being written must not be entered after it was struck out.
+        await self._ownership.rewrite(
+            self._owned(connection, connection.identity)
+            for connection in self.wheel.connections
+            if connection.identity is not None and connection.slot >= 0
+        )
 
     async def close_all(self, timeout_s: float) -> None:
         """Close every socket because the pod stops, and wait for the clients' answers."""
@@ -230,6 +249,17 @@ class WebSocketEndpoint:
                     await self._all_gone.wait()
             except TimeoutError:
                 self._log.warning("sockets_left", sockets=len(self.wheel))
+
+
+def _draining() -> ClientError:
+    return ClientError(503, "draining", "this pod is about to stop; connect again", retry_after_s=1)
+
+
+def _check_origin(request: handshake.UpgradeRequest) -> None:
+    """Without tokens, a web page of anyone's that is open in a developer's browser could talk to this pod."""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise ClientError(403, "forbidden", "with AUTH=none, only pages of this very host may connect")
 
 
 def _token(request: handshake.UpgradeRequest) -> str | None:

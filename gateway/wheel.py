@@ -55,9 +55,13 @@ class Wheel:
         """Turn until cancelled."""
         while True:
             await asyncio.sleep(self._tick_s)
-            self.tick += 1
-            for connection in list(self._slots[self.tick % TICKS_A_HEARTBEAT]):
-                self._beat(connection)
+            self.turn()
+
+    def turn(self) -> None:
+        """Go on by one tick."""
+        self.tick += 1
+        for connection in list(self._slots[self.tick % TICKS_A_HEARTBEAT]):
+            self._beat(connection)
 
     def _beat(self, connection: Connection) -> None:
         if self.tick - connection.heard > 2 * TICKS_A_HEARTBEAT:

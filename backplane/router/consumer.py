@@ -53,6 +53,7 @@ class Consumer:
         self._queued: set[bytes] = set()
         self._busy: set[bytes] = set()
         self._again: set[bytes] = set()  # of the busy ones, those that were written to meanwhile
+        self._waiting: set[bytes] = set()  # those that Redis refused to serve, until they are tried again
         self._drained: set[bytes] = set()  # those that our own transfer emptied, not heard of since
         self._known: dict[bytes, float] = {}  # callback list -> when it was last told to `callback_lists`
         self._ignored: set[bytes] = set()
@@ -140,7 +141,13 @@ class Consumer:
 
     def _later(self, name: bytes) -> None:
         """A list that Redis refuses to serve now (out of memory) is tried again, but not in a circle."""
-        asyncio.get_running_loop().call_later(1.0, self._enqueue, [name])
+        if name not in self._waiting:
+            self._waiting.add(name)
+            asyncio.get_running_loop().call_later(1.0, self._retry, name)
+
+    def _retry(self, name: bytes) -> None:
+        self._waiting.discard(name)
+        self._enqueue([name])
 
     def _ignore(self, name: bytes) -> None:
         """A name that begins like a callback list and is none; nobody's callbacks can be there."""

@@ -141,7 +141,9 @@ async def test_many_marks_at_once(desk: Desk) -> None:
         await desk.say(n, session_id=f"s-{n}")
     positions = await desk.log.heads(sessions)
     await desk.log.mark_sent(
-        Mark(name, position) for name, position in zip(sessions, positions, strict=True) if position
+        Mark(name, position)
+        for name, position in zip(sessions, positions, strict=True)
+        if isinstance(position, Position)
     )
     assert {desk.redis.hget(name, "d") for name in sessions} == {b"1"}
 
@@ -333,9 +335,18 @@ async def test_heads_of_several_logs(desk: Desk) -> None:
     first, gone, second = await desk.log.heads(names)
     assert first == Position(await desk.epoch(), 2)
     assert gone is None
-    assert second is not None
+    assert isinstance(second, Position)
     assert second.seq == 1
     assert await desk.log.heads([]) == []
+
+
+async def test_an_unreadable_record_hides_no_other(desk: Desk) -> None:
+    """A key that holds something else is an error in its own place, not of all positions asked for."""
+    await desk.say("a")
+    desk.redis.set(KEYS.session(LIST, "clobbered"), "x")
+    clobbered, first = await desk.log.heads([KEYS.session(LIST, "clobbered"), SESSION])
+    assert isinstance(clobbered, RedisRefused)
+    assert isinstance(first, Position)
 
 
 async def test_heads_can_keep_sessions_alive(desk: Desk) -> None:

@@ -81,9 +81,8 @@ class LeanClient(asyncio.Protocol):
 
     def send(self, opcode: int, payload: bytes) -> None:
         """Send a frame of up to 64 KiB (masked with zeros, which leaves the payload as it is)."""
-        size = bytes((0x80 | len(payload),))
-        if len(payload) > 125:
-            size = bytes((0xFE,)) + len(payload).to_bytes(2, "big")
+        short = len(payload) < 126
+        size = bytes((0x80 | len(payload),)) if short else b"\xfe" + len(payload).to_bytes(2, "big")
         if self._transport is not None:
             self._transport.write(bytes((0x80 | opcode,)) + size + bytes(4) + payload)
 

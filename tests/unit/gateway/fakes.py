@@ -408,6 +408,8 @@ class FakeTransport(asyncio.Transport):
         self.buffered = 0
         self.high: int | None = None
         self.closing = False
+        self.reading = True
+        self.wrote = asyncio.Event()
         self.aborted = asyncio.Event()
 
     @property
@@ -418,6 +420,7 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Remember it."""
         self.written.append(bytes(data))
+        self.wrote.set()
 
     def close(self) -> None:
         """Remember it."""
@@ -432,6 +435,14 @@ class FakeTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         """Whether it was closed here."""
         return self.closing
+
+    def pause_reading(self) -> None:
+        """Remember it."""
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Remember it."""
+        self.reading = True
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Remember it."""
