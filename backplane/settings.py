@@ -52,7 +52,7 @@ class Settings:
     # What every process needs.
     redis_url: str = _setting(
         "redis://127.0.0.1:6379/0",
-        "Where Redis or Valkey (7.2 or newer) is: redis://, rediss:// (TLS) or unix://, with user and password.",
+        "Where Redis (7.0 or newer) or Valkey is: redis://, rediss:// (TLS) or unix://, with user and password.",
         secret=True,
         group="Redis",
     )

@@ -196,5 +196,7 @@ def issue_token(
 
 def _usable_secret(settings: Settings) -> str:
     if len(settings.jwt_secret.encode()) < _MIN_SECRET_BYTES:
-        raise ConfigurationError(f"tokens need ORCHESTRATOR_JWT_SECRET with at least {_MIN_SECRET_BYTES} bytes")
+        raise ConfigurationError(
+            f"tokens need ORCHESTRATOR_JWT_SECRET with {_MIN_SECRET_BYTES} bytes or more"
+        )
     return settings.jwt_secret

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from gateway import frames
 from gateway.auth import Identity
 from gateway.close_codes import CloseCode
-from gateway.hub import Feed
+from gateway.feed import Feed
 
 if TYPE_CHECKING:
     from gateway.websocket_endpoint import WebSocketEndpoint
@@ -35,7 +35,7 @@ class State(IntEnum):
 
 
 class Connection(asyncio.Protocol):
-    """A client's socket; a `gateway.hub.Subscriber`."""
+    """A client's socket; a `gateway.feed.Subscriber`."""
 
     __slots__ = (
         "_close_timer",
@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(response)
             self._transport.close()
 
-    # gateway.hub.Subscriber
+    # gateway.feed.Subscriber
 
     @property
     def writable(self) -> bool:

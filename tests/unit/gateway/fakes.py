@@ -12,7 +12,8 @@ from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Position
 from backplane.session_log import Mark, Page, Resumed, ResumeStatus, SessionLog
-from gateway.hub import Feed, Hub
+from gateway.feed import Feed
+from gateway.hub import Hub
 
 SESSION = "ao:{orchestrator:acme:callbacks}:s:s-1"
 PAGE_ENTRIES = 3
@@ -95,6 +96,7 @@ class FakeLink:
         self.last_error = "not connected yet"
         self.told: list[tuple[Any, ...]] = []
         self.called: list[tuple[Any, ...]] = []
+        self.replies: dict[Any, Any] = {}
         self.refusal: Exception | None = None
 
     @property
@@ -119,13 +121,13 @@ class FakeLink:
         self.told.append(args)
 
     async def call(self, *args: Any) -> Any:
-        """Remember a command; it is answered by None, or by ``refusal``."""
+        """Remember a command; its reply is what ``replies`` has for it, or for its first word."""
         self.called.append(args)
         if self.refusal is not None:
             raise self.refusal
         if not self.up:
             raise RedisUnavailable("not connected to Redis")
-        return None
+        return self.replies.get(args, self.replies.get(args[0]))
 
     def as_link(self) -> Link:
         """Itself, under the type that the parts ask for."""
@@ -287,6 +289,11 @@ class FakeSessionLog:
         first = max(position.seq + 1, record.oldest)
         return Page(record.epoch, record.head, record.oldest, Batch(record.epoch, first, entries))
 
+    async def ensure(self, session: str) -> Position:
+        """As ``lua/ensure.lua``."""
+        record = self.record(session)
+        return cast("Position", await self._call("ensure", lambda: Position(record.epoch, record.head)))
+
     async def heads(self, sessions: Sequence[str], *, renew: bool = False) -> list[Position | None]:
         """The newest positions, and which expiries were put off."""
         if renew:
@@ -317,7 +324,7 @@ class FakeSessionLog:
 
 
 class FakeSocket:
-    """A `gateway.hub.Subscriber` that takes everything, until a test says otherwise.
+    """A `gateway.feed.Subscriber` that takes everything, until a test says otherwise.
 
     Attributes:
         unsent: something of what it was given has not left the process.

@@ -42,8 +42,14 @@ def settings(**more: Any) -> Settings:
 
 def stated(**more: str | None) -> Stated:
     """What a request says; nothing unless given."""
-    fields = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
-    return Stated(*(more.get(name) for name in fields), NAMES)  # type: ignore[arg-type]
+    return Stated(
+        more.get("tenant_id"),
+        more.get("tenant_tier"),
+        more.get("session_id"),
+        more.get("user_id"),
+        more.get("agent_id"),
+        NAMES,
+    )
 
 
 def claims(**more: Any) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosedError, InvalidMessage, InvalidStatus
 from websockets.http11 import Response
 
-from gateway import chat_client
-from gateway.chat_client import ChatState, Do, EndLine, Reconnect, Send, Show, Stop, run_chat, socket_url
+from gateway import chat_client, chat_state
+from gateway.chat_client import run_chat, socket_url
+from gateway.chat_state import ChatState, Do, EndLine, Reconnect, Send, Show, Stop
 
 NOW = 1_000.0
 
@@ -511,7 +512,7 @@ class PythonNet:
 def net(monkeypatch: pytest.MonkeyPatch) -> Iterator[PythonNet]:
     net = PythonNet()
     monkeypatch.setattr(chat_client, "connect", net.connect)
-    monkeypatch.setattr(chat_client, "_BACKOFF_FIRST_S", 0.0)
+    monkeypatch.setattr(chat_state, "_BACKOFF_FIRST_S", 0.0)
     yield net
     assert not net.attempts
 

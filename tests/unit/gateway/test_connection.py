@@ -11,8 +11,8 @@ from backplane.settings import Settings
 from gateway import connection as connection_module
 from gateway.auth import Identity
 from gateway.connection import Connection, State
+from gateway.feed import Feed
 from gateway.frames import Binary, FrameDecoder, TooLarge
-from gateway.hub import Feed
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import FakeTransport, close_codes, masked, settle, split_frames
 

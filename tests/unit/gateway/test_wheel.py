@@ -139,7 +139,7 @@ def test_sockets_that_are_gone_are_left_alone() -> None:
 
     assert gone.written == []
     assert gone.closes == []
-    assert wheel.connections == [stays]
+    assert wheel.connections == [stays.as_connection()]
     assert len(wheel) == 1
 
 

@@ -1,0 +1,99 @@
+"""One session on a pod: its sockets, and those of them that read their log to catch up."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from backplane.position import Batch, Gap, Position, newer
+from gateway.outgoing import log_frames
+
+_KEPT_ASIDE_BYTES = 256 * 1024  # live messages that a catch-up keeps; beyond, it reads them from the log
+
+
+class Subscriber(Protocol):
+    """A socket, as the hub sees it.
+
+    Attributes:
+        seq: the last log message that it was sent.
+        generation: grows with every connection of the session.
+        wants_chunks: whether it is sent what is published but not logged.
+        behind: set by the hub when there was more than the socket could take.
+    """
+
+    seq: int
+    generation: int
+    wants_chunks: bool
+    behind: bool
+
+    @property
+    def writable(self) -> bool:
+        """Whether it takes more now; when it does again it calls `Hub.resumed`."""
+
+    @property
+    def sent(self) -> int | None:
+        """The last log message that has left this process; None while it cannot be told."""
+
+    def write(self, frames: bytes) -> None:
+        """Send whole frames."""
+
+    def replaced(self) -> None:
+        """Close it: a newer connection took over."""
+
+    def restart(self, reason: str) -> None:
+        """Close it: it has to come back and be told where it stands."""
+
+
+class CatchUp:
+    """Sockets of one session that read their log from the same place on."""
+
+    __slots__ = ("live", "live_bytes", "position", "sockets")
+
+    def __init__(self, sockets: list[Subscriber], position: Position) -> None:
+        self.sockets = sockets
+        self.position = position
+        self.live: list[Batch] = []
+        self.live_bytes = 0
+
+    def keep(self, batch: Batch) -> None:
+        """Set a live batch aside; past the limit the oldest go, which shows as a gap when merging."""
+        self.live.append(batch)
+        self.live_bytes += sum(map(len, batch.entries))
+        while self.live_bytes > _KEPT_ASIDE_BYTES and len(self.live) > 1:
+            self.live_bytes -= sum(map(len, self.live.pop(0).entries))
+
+    def send(self, batch: Batch) -> None:
+        """Send each socket what it lacks of ``batch``; one that is full leaves, to come back later."""
+        for socket in self.sockets:
+            entries = newer(batch, socket.seq)
+            if isinstance(entries, Gap) or not entries:
+                continue
+            if not socket.writable:
+                socket.behind = True
+                continue
+            socket.write(log_frames(batch.epoch, socket.seq + 1, entries))
+            socket.seq = batch.last
+        self.position = Position(batch.epoch, max(batch.last, self.position.seq))
+
+
+class Feed:
+    """One session on this pod."""
+
+    __slots__ = ("catching", "channel", "epoch", "marked", "replaced", "sockets")
+
+    def __init__(self, channel: bytes) -> None:
+        self.channel = channel
+        self.epoch: str | None = None
+        self.sockets: list[Subscriber] = []  # live, or behind
+        self.catching: list[CatchUp] = []
+        self.marked = 0
+        self.replaced = 0  # sockets of an older generation have to go
+
+    @property
+    def session(self) -> str:
+        """The session's base key."""
+        return self.channel.decode()
+
+    @property
+    def everyone(self) -> list[Subscriber]:
+        """All sockets, live or catching up."""
+        return [*self.sockets, *(socket for group in self.catching for socket in group.sockets)]
