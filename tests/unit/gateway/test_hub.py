@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.position import Batch, Position
 from backplane.session_log import Mark
-from gateway import hub as hub_module
+from gateway import feed as feed_module
 from gateway.hub import Hub
 from tests.unit.gateway.fakes import (
     SESSION,
@@ -268,7 +268,7 @@ async def test_live_messages_wait_while_history_is_read(world: World) -> None:
 
 async def test_more_live_than_is_kept_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past its limit a catch-up forgets live messages, and reads them from the log instead."""
-    monkeypatch.setattr(hub_module, "_KEPT_ASIDE_BYTES", 2_000)
+    monkeypatch.setattr(feed_module, "_KEPT_ASIDE_BYTES", 2_000)
     world.gate()
     socket = world.socket()
     opening = world.opening(socket)
@@ -292,7 +292,7 @@ async def test_more_live_than_is_kept_aside(world: World, monkeypatch: pytest.Mo
 
 async def test_one_live_message_larger_than_the_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest is kept whatever its size, so that a catch-up always comes to an end."""
-    monkeypatch.setattr(hub_module, "_KEPT_ASIDE_BYTES", 2_000)
+    monkeypatch.setattr(feed_module, "_KEPT_ASIDE_BYTES", 2_000)
     world.gate()
     socket = world.socket()
     opening = world.opening(socket)
@@ -754,7 +754,7 @@ async def test_check_puts_off_expiry(world: World) -> None:
 
 async def test_check_of_many_sessions_goes_in_slices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions are compared some at a time, each once, so that Redis and the pod are never busy for long."""
-    monkeypatch.setattr(hub_module, "_SESSIONS_A_CHECK", 2)
+    monkeypatch.setattr(feed_module, "_SESSIONS_A_CHECK", 2)
     sockets = [await world.open(session=f"{SESSION}-{number}") for number in range(5)]
     for number in range(5):
         world.log.append(session=f"{SESSION}-{number}")
@@ -783,7 +783,7 @@ async def test_check_while_redis_is_away(world: World) -> None:
 
 async def test_reconnect_subscribes_all_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a lost connection every session is subscribed to again, some hundred to a command."""
-    monkeypatch.setattr(hub_module, "_CHANNELS_A_COMMAND", 2)
+    monkeypatch.setattr(feed_module, "_CHANNELS_A_COMMAND", 2)
     names = [f"{SESSION}-{number}" for number in range(5)]
     for name in names:
         await world.open(session=name)
