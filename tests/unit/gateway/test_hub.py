@@ -12,6 +12,7 @@ from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.position import Batch, Position
 from backplane.session_log import Mark
 from gateway import feed as feed_module
+from gateway import hub as hub_module
 from gateway.hub import Hub
 from tests.unit.gateway.fakes import (
     SESSION,
@@ -754,7 +755,7 @@ async def test_check_puts_off_expiry(world: World) -> None:
 
 async def test_check_of_many_sessions_goes_in_slices(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions are compared some at a time, each once, so that Redis and the pod are never busy for long."""
-    monkeypatch.setattr(feed_module, "_SESSIONS_A_CHECK", 2)
+    monkeypatch.setattr(hub_module, "_SESSIONS_A_CHECK", 2)
     sockets = [await world.open(session=f"{SESSION}-{number}") for number in range(5)]
     for number in range(5):
         world.log.append(session=f"{SESSION}-{number}")
@@ -783,7 +784,7 @@ async def test_check_while_redis_is_away(world: World) -> None:
 
 async def test_reconnect_subscribes_all_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a lost connection every session is subscribed to again, some hundred to a command."""
-    monkeypatch.setattr(feed_module, "_CHANNELS_A_COMMAND", 2)
+    monkeypatch.setattr(hub_module, "_CHANNELS_A_COMMAND", 2)
     names = [f"{SESSION}-{number}" for number in range(5)]
     for name in names:
         await world.open(session=name)
