@@ -23,7 +23,7 @@ from gateway.frames import encode_text
 from gateway.outgoing import batch_frames
 
 _CHANNELS_A_COMMAND = 500
-_SESSIONS_A_CHECK = 500
+_SESSIONS_A_CHECK = 64  # more would keep live messages waiting for milliseconds
 _REFUSED_PAUSE_S = 0.5
 
 

@@ -14,7 +14,7 @@ import uvicorn
 
 from backplane.errors import ConfigurationError
 from backplane.settings import Settings
-from backplane.supervise import run_until
+from backplane.supervise import calm_collector, run_until
 from gateway.app import build_app
 from gateway.connection import Connection
 from gateway.http_protocol import bounded_protocol
@@ -63,9 +63,10 @@ def listening_socket(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
         listening.listen(_BACKLOG)
         listening.setblocking(False)
-    except OSError as error:
+    except (OSError, TypeError) as error:  # TypeError: a name that cannot even be asked for
         listening.close()
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is no host name"
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {reason}") from None
     return listening
 
 
@@ -87,6 +88,7 @@ async def run_gateway(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if settings.auth == "none":
         pod.log.warning("authentication_off", host=settings.host)
+    calm_collector()
     pod.log.info("pod_started", host=settings.host, port=settings.port, redis=pod.redis_shown)
     http_done = asyncio.Event()
 

@@ -13,7 +13,7 @@ from backplane.presence import Presence
 from backplane.redis_client import parse_redis_url
 from backplane.router.consumer import Consumer
 from backplane.settings import Settings
-from backplane.supervise import run_until
+from backplane.supervise import calm_collector, run_until
 
 
 def member_id() -> str:
@@ -43,6 +43,7 @@ async def run_router(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    calm_collector()
     log.info("router_started", redis=target.shown)
     tasks = {**consumer.tasks(), "presence": presence.run()}
     clean = await run_until(stop, tasks, log)

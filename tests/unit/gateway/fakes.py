@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
-from backplane.errors import RedisUnavailable
+from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Position
@@ -198,6 +198,8 @@ class FakeSessionLog:
         self.subscribed: set[str] = set()
         self.renewed: list[str] = []
         self.marks: list[Mark] = []
+        self.replaced: list[tuple[str, int]] = []
+        self.unreadable: set[str] = set()
         self.refusal: Exception | None = None
         self._epochs = 0
 
@@ -252,6 +254,14 @@ class FakeSessionLog:
 
     # backplane.session_log.SessionLog
 
+    def channel(self, tenant_id: str, session_id: str) -> str:
+        """As with the settings' defaults."""
+        return f"ao:{{orchestrator:{tenant_id}:callbacks}}:s:{session_id}"
+
+    async def replace_older(self, session: str, generation: int) -> None:
+        """Remember it."""
+        await self._call("replace_older", lambda: self.replaced.append((session, generation)))
+
     def subscribe(self, channels: Sequence[str]) -> None:
         """Remember it."""
         self.subscriptions.append(list(channels))
@@ -294,16 +304,23 @@ class FakeSessionLog:
         record = self.record(session)
         return cast("Position", await self._call("ensure", lambda: Position(record.epoch, record.head)))
 
-    async def heads(self, sessions: Sequence[str], *, renew: bool = False) -> list[Position | None]:
+    async def heads(
+        self, sessions: Sequence[str], *, renew: bool = False
+    ) -> list[Position | RedisRefused | None]:
         """The newest positions, and which expiries were put off."""
         if renew:
             self.renewed += sessions
 
-        def work() -> list[Position | None]:
-            records = [self.records.get(session) for session in sessions]
-            return [None if record is None else Position(record.epoch, record.head) for record in records]
+        def work() -> list[Position | RedisRefused | None]:
+            return [self._head(session) for session in sessions]
 
-        return cast("list[Position | None]", await self._call("heads", work))
+        return cast("list[Position | RedisRefused | None]", await self._call("heads", work))
+
+    def _head(self, session: str) -> Position | RedisRefused | None:
+        if session in self.unreadable:
+            return RedisRefused("WRONGTYPE")
+        record = self.records.get(session)
+        return None if record is None else Position(record.epoch, record.head)
 
     async def mark_sent(self, marks: Iterable[Mark]) -> None:
         """As ``lua/mark_sent.lua``."""

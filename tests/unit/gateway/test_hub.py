@@ -745,6 +745,20 @@ async def test_check_of_a_session_that_is_gone(world: World) -> None:
     assert world.hub.sessions == 0
 
 
+async def test_check_of_a_session_that_cannot_be_read(world: World) -> None:
+    """One session with damaged keys is named, and keeps no other from being looked after."""
+    damaged = await world.open(session=f"{SESSION}-damaged")
+    socket = await world.open()
+    world.log.append()
+    world.log.unreadable.add(f"{SESSION}-damaged")
+    await world.hub.check_positions(0)
+    await settle()
+
+    assert socket.seqs == [1]
+    assert damaged.restarts == []
+    assert world.logger.names == ["position_unreadable"]
+
+
 async def test_check_puts_off_expiry(world: World) -> None:
     """Sessions with sockets are in use, and must not expire under them."""
     await world.open()

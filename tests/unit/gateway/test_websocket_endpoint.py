@@ -1,0 +1,718 @@
+"""A socket from its request to its end: who may open it, what it is told, and what its client may say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from backplane.errors import QueueFull, RedisUnavailable
+from backplane.ownership import Owned, Ownership
+from backplane.settings import Settings
+from backplane.task_queue import TaskQueue
+from gateway.auth import Authenticator, issue_token
+from gateway.connection import Connection, State
+from gateway.conversation import Conversation
+from gateway.health import Health
+from gateway.hub import Hub
+from gateway.sender import Sender
+from gateway.websocket_endpoint import WebSocketEndpoint
+from tests.unit.gateway.fakes import (
+    SESSION,
+    FakeLink,
+    FakeLogger,
+    FakeSessionLog,
+    FakeTransport,
+    close_codes,
+    masked,
+    messages,
+    settle,
+)
+
+TEXT, BINARY, CLOSE = 1, 2, 8
+SECRET = "a-secret-of-at-least-thirty-two-bytes"
+WHO = "tenant_id=acme&tenant_tier=free"
+
+
+class StubOwnership:
+    """Who owns what, in memory."""
+
+    def __init__(self) -> None:
+        self.owned: dict[str, Owned] = {}
+
+    def own(self, owned: Owned) -> None:
+        self.owned[owned.connection_id] = owned
+
+    def disown(self, connection_id: str, tenant_id: str) -> None:
+        assert self.owned.pop(connection_id).tenant_id == tenant_id
+
+    async def rewrite(self, everything: Any) -> None:
+        self.owned = {owned.connection_id: owned for owned in everything}
+
+
+class StubQueue:
+    """The actions queues, in memory; ``gate`` holds pushes back."""
+
+    def __init__(self) -> None:
+        self.pushed: list[dict[str, Any]] = []
+        self.refusal: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def push(self, _queue_name: str, action: bytes) -> None:
+        await self.gate.wait()
+        if self.refusal is not None:
+            raise self.refusal
+        self.pushed.append(json.loads(action))
+
+
+class Pod:
+    """Everything that sockets need."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = Settings(**{"auth": "none", **settings})
+        self.log = FakeSessionLog()
+        self.logger = FakeLogger()
+        self.queue = StubQueue()
+        self.ownership = StubOwnership()
+        self.health = SimpleNamespace(draining=False)
+        keys = self.settings.keys()
+        logger = self.logger.as_logger()
+        self.hub = Hub(FakeLink().as_link(), self.log.as_log(), logger, lambda _channel, _payload: None)
+        sender = Sender(self.settings, keys, self.log.as_log(), cast("TaskQueue", self.queue))
+        self.conversation = Conversation(self.settings, sender, logger)
+        self.sockets = WebSocketEndpoint(
+            self.settings,
+            keys,
+            Authenticator(self.settings),
+            self.log.as_log(),
+            self.hub,
+            self.conversation,
+            cast("Ownership", self.ownership),
+            cast("Health", self.health),
+            logger,
+        )
+
+    def asks(self, target: str, **headers: str) -> Client:
+        """A client that has sent its request."""
+        client = Client(self)
+        client.ask(target, **headers)
+        return client
+
+    async def open(self, query: str = WHO, session: str = "s-1", **headers: str) -> Client:
+        """A client whose socket is open."""
+        client = self.asks(f"/ws/{session}?{query}", **headers)
+        await settle()
+        assert client.connection.state == State.OPEN, client.transport.data
+        return client
+
+    def say(self, count: int = 1) -> None:
+        """Messages of the session's agent."""
+        batch = self.log.append(count, SESSION)
+        payload = b"\n".join([f"{batch.epoch}:{batch.first}".encode(), *batch.entries])
+        self.hub.on_push([b"message", SESSION.encode(), payload])
+
+
+class Client:
+    """A client, as far as its bytes go."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.transport = FakeTransport()
+        self.connection = Connection(pod.sockets)
+        self.connection.connection_made(self.transport)
+
+    def ask(self, target: str, **headers: str) -> None:
+        fields = {
+            "Host": "pod.test",
+            "Upgrade": "websocket",
+            "Connection": "Upgrade",
+            "Sec-WebSocket-Version": "13",
+            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+            **{name.replace("_", "-"): value for name, value in headers.items()},
+        }
+        lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+        self.connection.data_received("\r\n".join([*lines, "", ""]).encode())
+
+    @property
+    def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and what follows of the answer to the upgrade request."""
+        head, _, rest = self.transport.data.partition(b"\r\n\r\n")
+        line, *fields = head.decode().split("\r\n")
+        headers = dict(field.lower().split(": ", 1) for field in fields)
+        return int(line.split()[1]), headers, rest
+
+    @property
+    def problem(self) -> tuple[int, str]:
+        """Status and code of an upgrade that was refused."""
+        status, headers, body = self.answer
+        assert headers["content-type"] == "application/problem+json"
+        assert self.transport.closing
+        document = json.loads(body)
+        assert document["status"] == status
+        return status, document["error_code"]
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        assert self.answer[0] == 101, self.answer
+        return messages(self.answer[2])
+
+    @property
+    def close_codes(self) -> list[int]:
+        return close_codes(self.answer[2])
+
+    @property
+    def told(self) -> tuple[str, list[int]]:
+        """The code of the error, and the close codes, of a socket that was refused over itself."""
+        [message] = self.messages
+        assert message["type"] == "error"
+        return message["data"]["error_code"], self.close_codes
+
+    def say(self, **message: Any) -> None:
+        self.connection.data_received(masked(TEXT, json.dumps(message).encode()))
+
+    def close(self, code: int = 1000) -> None:
+        self.connection.data_received(masked(CLOSE, code.to_bytes(2, "big")))
+
+    def lose(self) -> None:
+        self.connection.connection_lost(None)
+
+
+@pytest.fixture
+async def pod() -> Pod:
+    return Pod()
+
+
+# Opening.
+
+
+async def test_greeting_then_history_then_live(pod: Pod) -> None:
+    """The first message says where the client stands; what it lacks follows, and then what comes."""
+    pod.log.append(4, SESSION)
+    client = await pod.open(f"{WHO}&user_id=ann@x&cursor=e1:1")
+    pod.say()
+    ack, *rest = client.messages
+    data = ack["data"]
+
+    assert ack["type"] == "connection_ack"
+    assert {name: data[name] for name in ("session_id", "tenant_id", "tenant_tier")} == {
+        "session_id": "s-1",
+        "tenant_id": "acme",
+        "tenant_tier": "free",
+    }
+    assert data["connection_id"] == client.connection.connection_id != ""
+    assert abs(data["server_time"] - time.time()) < 60
+    assert data["heartbeat_s"] == 25.0
+    assert data["cursor"] == "e1:1"
+    assert data["resume"] == {"status": "replayed", "from": 1, "to": 4, "oldest": 1, "epoch": "e1"}
+    assert data["limits"] == {"message_max_bytes": 65536, "sends_in_flight_max": 16}
+    assert [message["metadata"]["seq"] for message in rest] == [2, 3, 4, 5]
+    assert pod.sockets.opened == 1
+    [owned] = pod.ownership.owned.values()
+    assert (owned.tenant_id, owned.session_id, owned.user_id) == ("acme", "s-1", "ann@x")
+
+
+async def test_reset_is_told(pod: Pod) -> None:
+    """A log that no longer reaches back to the cursor says so: never a silent gap."""
+    pod.log.append(5, SESSION)
+    pod.log.trim(4, SESSION)
+    client = await pod.open(f"{WHO}&cursor=e1:1")
+    ack, *rest = client.messages
+
+    assert ack["data"]["resume"] == {"status": "reset", "from": 3, "to": 5, "oldest": 4, "epoch": "e1"}
+    assert [message["metadata"]["seq"] for message in rest] == [4, 5]
+
+
+def in_header(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def in_subprotocol(token: str) -> dict[str, str]:
+    return {"Sec_WebSocket_Protocol": f"orchestrator.v1, bearer.{token}"}
+
+
+@pytest.mark.parametrize("place", [in_header, in_subprotocol])
+async def test_token_in_a_header(place: Callable[[str], dict[str, str]]) -> None:
+    """A token may come where a URL in a log does not show it, and says everything."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    token = issue_token(pod.settings, time.time(), tenant_id="acme", tier="advance")
+    client = await pod.open("", **place(token))
+
+    assert client.messages[0]["data"]["tenant_tier"] == "advance"
+    assert client.answer[1].get("sec-websocket-protocol") == (
+        "orchestrator.v1" if place is in_subprotocol else None
+    )
+
+
+async def test_token_in_the_query() -> None:
+    """A browser's page that can set no header puts it there."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    token = issue_token(pod.settings, time.time(), tenant_id="acme", tier="free", session_id="s-1")
+    client = await pod.open(f"token={token}")
+
+    assert client.messages[0]["data"]["tenant_id"] == "acme"
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "close_code"),
+    [
+        (f"/ws/s-1?{WHO}", "token_missing", 4501),
+        ("/ws/s-1?token=a.b.c", "token_invalid", 4501),
+        ("/ws/s-2?token={token}", "forbidden", 4503),
+        ("/ws/s-1?token={token}&tenant_id=evil", "forbidden", 4503),
+        ("/ws/s-1?token={token}&agent_id=secret", "forbidden", 4503),
+        ("/ws/s-1?token={token}&agent_id=a*", "invalid_id", 4504),
+        ("/ws/s-1?token={token}&cursor=hello", "invalid_cursor", 4504),
+        ("/ws/s-1?token={token}&cursor=e1:-1", "invalid_cursor", 4504),
+        ("/ws/?token={token}", "forbidden", 4503),
+        ("/ws/s-1?token={token}&a=%zz", "bad_request", 4504),
+    ],
+)
+async def test_refusals_that_a_client_must_understand(target: str, code: str, close_code: int) -> None:
+    """Browsers hide the answer to a refused upgrade, so the reason is told over the accepted socket."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    token = issue_token(
+        pod.settings, time.time(), tenant_id="acme", tier="free", session_id="s-1", agents=["sales"]
+    )
+    client = pod.asks(target.format(token=token))
+    await settle()
+
+    assert client.told == (code, [close_code])
+    assert pod.log.calls == []
+    assert pod.sockets.opened == 0
+    assert pod.sockets.closed_by_code == {close_code: 1}
+    client.lose()
+    assert len(pod.sockets.wheel) == 0
+
+
+@pytest.mark.parametrize(
+    ("session", "query", "code"),
+    [
+        ("", WHO, "invalid_id"),
+        ("a%2Fb", WHO, "invalid_id"),
+        ("a:b", WHO, "invalid_id"),
+        ("s-1", "tenant_tier=free", "missing_id"),
+        ("s-1", "tenant_id=acme", "unknown_tier"),
+        ("s-1", "tenant_id=acme&tenant_tier=gold", "unknown_tier"),
+        ("s-1", f"{WHO}&user_id=a%20b", "invalid_id"),
+    ],
+)
+async def test_bad_parameters(pod: Pod, session: str, query: str, code: str) -> None:
+    """Without tokens too, what is no id, tier or session opens nothing."""
+    client = pod.asks(f"/ws/{session}?{query}")
+    await settle()
+
+    assert client.told == (code, [4504])
+    assert pod.log.calls == []
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "/ws", "/wsx/s-1", "/api/ws/s-1", "/ws/a/b", "/ws/s-1/", "/%77s/s-1"]
+)
+async def test_other_addresses(pod: Pod, target: str) -> None:
+    """A socket that is asked for elsewhere is a 404."""
+    client = pod.asks(f"{target}?{WHO}")
+    await settle()
+
+    assert client.problem == (404, "not_found")
+
+
+async def test_what_is_no_upgrade(pod: Pod) -> None:
+    """A request that cannot become a socket is answered in HTTP, with what it would take."""
+    client = pod.asks(f"/ws/s-1?{WHO}", Sec_WebSocket_Version="8")
+    await settle()
+
+    assert client.problem == (426, "unsupported_version")
+    assert client.answer[1]["sec-websocket-version"] == "13"
+
+
+@pytest.mark.parametrize(
+    ("origin", "ok"), [("http://pod.test", True), ("https://evil.test", False), ("null", False)]
+)
+async def test_pages_of_others_without_tokens(pod: Pod, origin: str, ok: bool) -> None:
+    """With AUTH=none, a page of anyone's in a developer's browser must not talk to the pod on their machine."""
+    client = pod.asks(f"/ws/s-1?{WHO}", Origin=origin)
+    await settle()
+
+    if ok:
+        assert client.messages[0]["type"] == "connection_ack"
+    else:
+        assert client.told == ("forbidden", [4503])
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_draining(pod: Pod, when: str) -> None:
+    """A pod that stops sends newcomers elsewhere, also those whose log it was asking when that began."""
+    pod.log.gated = True
+    pod.health.draining = when == "before"
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+    pod.health.draining = True
+    pod.log.release()
+    await settle()
+
+    assert client.problem == (503, "draining")
+    assert client.answer[1]["retry-after"] == "1"
+    assert pod.hub.sessions == 0
+
+
+async def test_redis_is_away(pod: Pod) -> None:
+    """Before the upgrade, an outage is a 503 that says when to come back."""
+    pod.log.refusal = RedisUnavailable("away")
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+
+    assert client.problem == (503, "redis_unavailable")
+    assert client.answer[1]["retry-after"] == "1"
+    assert pod.hub.sessions == 0
+
+
+async def test_redis_does_not_answer() -> None:
+    """A handshake takes no longer than its setting, and leaves nothing behind."""
+    pod = Pod(handshake_timeout_s=0.001)
+    pod.log.gated = True
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    async with asyncio.timeout(5):
+        await client.transport.wrote.wait()
+
+    assert client.problem == (503, "redis_unavailable")
+    assert pod.hub.sessions == 0
+
+
+async def test_a_mistake_of_ours_while_opening(pod: Pod) -> None:
+    """A client is never left hanging on an upgrade that nobody will answer."""
+    pod.log.refusal = ZeroDivisionError("a mistake")
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+
+    assert client.problem == (500, "internal_error")
+    assert pod.logger.names == ["handshake_failed"]
+
+
+async def test_client_that_leaves_while_it_opens(pod: Pod) -> None:
+    """A client that has gone before it was greeted was never here."""
+    pod.log.gated = True
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+    client.lose()
+    pod.log.release()
+    await settle()
+
+    assert client.transport.data == b""
+    assert (pod.sockets.opened, len(pod.sockets.wheel), pod.hub.sessions) == (0, 0, 0)
+    assert pod.ownership.owned == {}
+
+
+# Several connections of a session.
+
+
+async def test_shared_sessions(pod: Pod) -> None:
+    """By default all sockets of a session get everything, and nobody is told to go."""
+    one, two = await pod.open(), await pod.open()
+    pod.say()
+
+    assert [client.messages[-1]["metadata"]["seq"] for client in (one, two)] == [1, 1]
+    assert pod.log.replaced == []
+
+
+async def test_newer_connections_replace() -> None:
+    """With SESSION_POLICY=replace every pod is told which connections are too old now."""
+    pod = Pod(session_policy="replace")
+    old = await pod.open()
+    await pod.open()
+    assert pod.log.replaced == [(SESSION, 1), (SESSION, 2)]
+    pod.hub.on_push([b"message", SESSION.encode(), b"!2"])
+
+    assert old.close_codes == [4003]
+
+
+async def test_redis_goes_away_right_after_opening() -> None:
+    """An accepted socket that could not replace the others is closed, to try again."""
+    pod = Pod(session_policy="replace")
+    pod.log.gated = True
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+    pod.log.take("resume").finish()
+    await settle()
+    pod.log.take("replace_older").fail()
+    await settle()
+
+    assert client.close_codes == [1013]
+
+
+async def test_replaced_before_it_could_replace() -> None:
+    """A socket that is being closed already gets no HTTP answer between its frames."""
+    pod = Pod(session_policy="replace")
+    pod.log.gated = True
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+    pod.log.take("resume").finish()
+    await settle()
+    client.connection.replaced()
+    pod.log.take("replace_older").fail()
+    await settle()
+
+    assert client.close_codes == [4003]
+    assert client.transport.data.count(b"HTTP/1.1") == 1
+
+
+# Ending.
+
+
+async def test_goodbye_of_the_client(pod: Pod) -> None:
+    """What a client was sent is noted before its Close is answered, so that it is sent nothing twice."""
+    client = await pod.open()
+    pod.say(2)
+    pod.log.gated = True
+    client.close(3001)
+    await settle()
+    assert client.close_codes == []
+    assert [call.name for call in pod.log.pending] == ["mark_sent"]
+    pod.log.release()
+    await settle()
+
+    assert client.close_codes == [3001]
+    assert client.transport.closing
+    again = await pod.open()
+    assert [message["type"] for message in again.messages] == ["connection_ack"]
+    assert again.messages[0]["data"]["resume"]["status"] == "fresh"
+
+
+async def test_goodbye_while_redis_is_away(pod: Pod) -> None:
+    """A client may leave whenever it wants."""
+    client = await pod.open()
+    pod.say()
+    pod.log.refusal = RedisUnavailable("away")
+    client.close()
+    await settle()
+
+    assert client.close_codes == [1000]
+
+
+async def test_gone_is_gone(pod: Pod) -> None:
+    """A lost connection is off the wheel, off its session and nobody's."""
+    client = await pod.open()
+    client.lose()
+    await settle()
+
+    assert (len(pod.sockets.wheel), pod.hub.sessions, pod.ownership.owned) == (0, 0, {})
+    assert pod.sockets.closed_by_code == {}
+
+
+async def test_asked_to_reconnect(pod: Pod) -> None:
+    """A client that has to move is told why and when, and then closed with a code that says come back."""
+    client = await pod.open()
+    pod.sockets.ask_to_reconnect(client.connection, "the pod restarts", after_ms=250)
+    reconnect = client.messages[-1]
+
+    assert reconnect["type"] == "reconnect"
+    assert reconnect["data"] == {"reason": "the pod restarts", "after_ms": 250}
+    assert client.close_codes == [1012]
+
+
+async def test_closing_all_waits_for_all(pod: Pod) -> None:
+    """A pod that stops waits until its clients have taken their leave, and not a moment longer."""
+    clients = [await pod.open() for _ in range(3)]
+    closing = asyncio.create_task(pod.sockets.close_all(60))
+    await settle()
+    assert [client.close_codes for client in clients] == [[1012]] * 3
+    for client in clients[:2]:
+        client.lose()
+    await settle()
+    assert not closing.done()
+    clients[2].lose()
+    await settle()
+
+    assert closing.done()
+    assert pod.logger.names == []
+    assert pod.sockets.closed_by_code == {1012: 3}
+
+
+async def test_closing_all_does_not_wait_for_ever(pod: Pod) -> None:
+    """A client that does not go is left behind, and counted in the log."""
+    await pod.open()
+    await pod.sockets.close_all(0.001)
+
+    assert pod.logger.events == [("warning", "sockets_left", {"sockets": 1})]
+
+
+async def test_closing_none(pod: Pod) -> None:
+    """A pod without sockets stops at once."""
+    await pod.sockets.close_all(60)
+
+
+async def test_ownership_is_written_anew(pod: Pod) -> None:
+    """After an outage of Redis the pod's own sockets are what is entered, whatever stood there."""
+    stays, goes = await pod.open(), await pod.open(session="s-2")
+    goes.lose()
+    pod.ownership.owned.clear()
+    await pod.sockets.rewrite_ownership()
+
+    assert list(pod.ownership.owned) == [stays.connection.connection_id]
+
+
+# Talking.
+
+
+def last(client: Client) -> dict[str, Any]:
+    return client.messages[-1]
+
+
+async def test_ping(pod: Pod) -> None:
+    """A client's own ping is answered, under its own ref."""
+    client = await pod.open()
+    client.say(type="ping", ref="p-1")
+
+    assert (last(client)["type"], last(client)["data"]) == ("pong", {"ref": "p-1"})
+
+
+@pytest.mark.parametrize("ref", [None, "c-1"])
+async def test_chat(pod: Pod, ref: str | None) -> None:
+    """A message goes to its agent's queue; who gave a ref is told its task."""
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    client.say(type="chat", message="hello", ref=ref)
+    await settle()
+    [action] = pod.queue.pushed
+
+    assert (action["message"], action["execution_context"]["primary_agent_id"]) == ("hello", "sales")
+    assert action["metadata"]["headers"] == {"X-Request-Source": "websocket"}
+    if ref is None:
+        assert last(client)["type"] == "connection_ack"
+    else:
+        assert last(client)["type"] == "ack"
+        assert last(client)["data"]["ref"] == ref
+        assert last(client)["task_id"] == last(client)["data"]["task_id"] == action["task_id"]
+    assert client.connection.in_flight == 0
+    assert pod.conversation.sends_in_flight == set()
+
+
+async def test_chat_names_its_agent(pod: Pod) -> None:
+    """The message's agent comes before the connection's."""
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    client.say(type="chat", message="hello", agent_id="support")
+    await settle()
+
+    assert pod.queue.pushed[0]["execution_context"]["primary_agent_id"] == "support"
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ({"type": "chat", "message": "hello"}, "missing_id"),
+        ({"type": "chat", "message": "hello", "agent_id": "a b"}, "invalid_id"),
+        ({"type": "chat", "message": ""}, "invalid_field"),
+        ({"type": "dance"}, "unknown_type"),
+        ({"type": "ack", "seq": 1}, "invalid_field"),
+        ({"type": "ack", "seq": 10**4000}, "invalid_field"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+async def test_what_is_wrong_is_answered(pod: Pod, message: dict[str, Any], code: str) -> None:
+    """Nothing that a client says ends its connection: it is told what was wrong with which message."""
+    client = await pod.open()
+    client.say(**message, ref="m-1")
+    await settle()
+
+    assert last(client)["type"] == "error"
+    assert (last(client)["data"]["error_code"], last(client)["data"]["ref"]) == (code, "m-1")
+    assert client.connection.state == State.OPEN
+    assert pod.queue.pushed == []
+
+
+@pytest.mark.parametrize(
+    ("refusal", "code", "retryable"),
+    [
+        (RedisUnavailable("away"), "redis_unavailable", True),
+        (QueueFull("full"), "queue_full", True),
+        (ZeroDivisionError("a mistake"), "internal_error", False),
+    ],
+)
+async def test_chat_that_cannot_be_queued(pod: Pod, refusal: Exception, code: str, retryable: bool) -> None:
+    """A send that fails is told to its sender, with whether trying again helps."""
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    pod.queue.refusal = refusal
+    client.say(type="chat", message="hello", ref="m-1")
+    await settle()
+    data = last(client)["data"]
+
+    assert (data["error_code"], data["ref"], data["retryable"]) == (code, "m-1", retryable)
+    assert client.connection.in_flight == 0
+    assert pod.logger.names == (["send_failed"] if code == "internal_error" else [])
+
+
+async def test_agent_that_the_token_does_not_allow() -> None:
+    """A socket may speak only to its token's agents."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    token = issue_token(pod.settings, time.time(), tenant_id="acme", tier="free", agents=["sales"])
+    client = await pod.open(f"token={token}")
+    client.say(type="chat", message="hello", agent_id="secret", ref=1)
+    await settle()
+
+    assert last(client)["data"]["error_code"] == "forbidden"
+    assert pod.queue.pushed == []
+
+
+async def test_too_many_in_flight() -> None:
+    """Sends that wait for Redis are bounded per socket; the next is told when to come back."""
+    pod = Pod(sends_in_flight_max=2)
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    pod.queue.gate.clear()
+    for number in range(3):
+        client.say(type="chat", message="hello", ref=number)
+    await settle()
+    data = last(client)["data"]
+    assert (data["error_code"], data["ref"], data["retryable"]) == ("too_many_in_flight", 2, True)
+    assert data["retry_after_ms"] == 1_000
+    assert len(pod.conversation.sends_in_flight) == 2
+
+    pod.queue.gate.set()
+    await settle()
+    client.say(type="chat", message="hello", ref=3)
+    await settle()
+    assert [message["data"]["ref"] for message in client.messages if message["type"] == "ack"] == [0, 1, 3]
+
+
+async def test_client_that_leaves_before_its_ack(pod: Pod) -> None:
+    """A message that was said is sent, though nobody is there to be told."""
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    pod.queue.gate.clear()
+    client.say(type="chat", message="hello", ref=1)
+    await settle()
+    client.lose()
+    pod.queue.gate.set()
+    await settle()
+
+    assert len(pod.queue.pushed) == 1
+    assert pod.logger.names == []
+
+
+async def test_ack_of_messages(pod: Pod) -> None:
+    """What a client acknowledges is what counts as sent from then on."""
+    client = await pod.open()
+    pod.say(3)
+    client.say(type="ack", seq=2, ref="a")
+    assert (last(client)["type"], last(client)["data"]) == ("ack", {"ref": "a", "seq": 2})
+    await pod.hub.flush_marks()
+    client.say(type="ack", seq=1)
+    client.say(type="ack", seq=3)
+    await pod.hub.flush_marks()
+
+    assert [mark.position.seq for mark in pod.log.marks] == [2, 3]
+
+
+async def test_frames_that_are_no_messages() -> None:
+    """Binary and too large messages are told as such; a client that goes on is closed."""
+    pod = Pod(message_max_bytes=1_024, bad_frames_max=3)
+    client = await pod.open()
+    client.connection.data_received(masked(BINARY, b"123"))
+    client.connection.data_received(masked(TEXT, b"x" * 2_000))
+    codes = [message["data"]["error_code"] for message in client.messages[1:]]
+    assert codes == ["not_text", "message_too_large"]
+    assert client.close_codes == []
+    client.connection.data_received(masked(BINARY, b"123"))
+
+    assert client.close_codes == [4505]
