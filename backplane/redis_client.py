@@ -58,8 +58,12 @@ def parse_redis_url(url: str) -> RedisTarget:
         raise ConfigurationError(f"REDIS_URL must begin with one of {', '.join(s + '://' for s in SCHEMES)}")
     try:
         parts = parse_url(url)
-    except ValueError as error:
-        raise ConfigurationError(f"REDIS_URL cannot be read: {error}") from None
+    except ValueError:
+        # Not what urllib says: with an unescaped / or # in the password it quotes a part of that.
+        raise ConfigurationError(
+            "REDIS_URL cannot be read; it must be like redis://user:password@host:6379/0, with special "
+            "characters of the password percent-encoded and known options behind ?"
+        ) from None
     return RedisTarget(
         url=url,
         host=str(parts.get("host", "localhost")),

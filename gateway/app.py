@@ -51,7 +51,7 @@ def build_app(pod: Pod) -> Starlette:
             }
         )
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", health),
             Route("/health/detailed", detailed),
@@ -67,3 +67,5 @@ def build_app(pod: Pod) -> Starlette:
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
+    app.router.redirect_slashes = False  # an address that is not ours is 404, also with a slash behind it
+    return app

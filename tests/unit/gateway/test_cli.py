@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -16,13 +17,14 @@ from gateway.auth import Authenticator, Identity, Stated
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")
+COMMANDS = ["gateway", "router", "demo-agent", "token", "dead-letters", "check-config"]
 NOTHING_STATED = Stated(None, None, None, None, None, NAMES)
 
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No setting of whoever runs the tests, and none of their logging afterwards."""
-    for name in [name for name in cli.os.environ if name.startswith("ORCHESTRATOR_")]:
+    for name in [name for name in os.environ if name.startswith("ORCHESTRATOR_")]:
         monkeypatch.delenv(name)
     before = list(logging.root.handlers), logging.root.level
     yield
@@ -76,9 +78,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 # Settings.
 
 
-@pytest.mark.parametrize(
-    "command", ["gateway", "router", "demo-agent", "token", "dead-letters", "check-config"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_unknown_setting(console: Console, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """A misspelt variable stops every command with one line that says what was meant."""
     monkeypatch.setenv("ORCHESTRATOR_REDIS_ULR", "redis://x")
@@ -263,5 +263,5 @@ def test_help(console: Console) -> None:
     status, out, _err = console.run("--help")
 
     assert status == 0
-    for name in "dev gateway router demo-agent token chat dead-letters check-config version".split():
+    for name in (*COMMANDS, "dev", "chat", "version"):
         assert f"\n    {name}" in out

@@ -323,6 +323,7 @@ async def test_send_while_redis_is_away(pod: StubPod, client: httpx.AsyncClient,
     assert response.headers["retry-after"] == "1"
     assert "redis.test" not in response.text
     assert pod.sender.accepted == 0
+    assert pod.queue.pushed == []
 
 
 # Tokens.

@@ -153,6 +153,7 @@ MESSAGES = st.dictionaries(
 )
 @example(b'{"type":"\xff"}')
 @example(b'{"\xff":1}')
+@example(b'{"type":"ack","seq":-1,"ref":"\xff"}')
 @example(b'{"type":"ping","ref":' + b"9" * 5_000 + b"}")
 @example(b'{"type":"ack","seq":' + b"9" * 5_000 + b"}")
 @example(b'{"type":"x","ref":1e999}')

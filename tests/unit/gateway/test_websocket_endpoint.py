@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -44,15 +44,20 @@ class StubOwnership:
 
     def __init__(self) -> None:
         self.owned: dict[str, Owned] = {}
+        self.on_rewritten: Callable[[], object] = list
 
     def own(self, owned: Owned) -> None:
         self.owned[owned.connection_id] = owned
 
     def disown(self, connection_id: str, tenant_id: str) -> None:
-        assert self.owned.pop(connection_id).tenant_id == tenant_id
+        owned = self.owned.pop(connection_id, None)
+        assert owned is None or owned.tenant_id == tenant_id
 
-    async def rewrite(self, everything: Any) -> None:
-        self.owned = {owned.connection_id: owned for owned in everything}
+    async def rewrite(self, everything: Iterable[Owned]) -> None:
+        self.owned.clear()
+        for owned in everything:
+            self.own(owned)
+            self.on_rewritten()
 
 
 class StubQueue:
@@ -334,7 +339,7 @@ async def test_what_is_no_upgrade(pod: Pod) -> None:
     ("origin", "ok"), [("http://pod.test", True), ("https://evil.test", False), ("null", False)]
 )
 async def test_pages_of_others_without_tokens(pod: Pod, origin: str, ok: bool) -> None:
-    """With AUTH=none, a page of anyone's in a developer's browser must not talk to the pod on their machine."""
+    """With AUTH=none, a page of anyone's in a developer's browser must not talk to their pod."""
     client = pod.asks(f"/ws/s-1?{WHO}", Origin=origin)
     await settle()
 
@@ -351,6 +356,7 @@ async def test_draining(pod: Pod, when: str) -> None:
     pod.health.draining = when == "before"
     client = pod.asks(f"/ws/s-1?{WHO}")
     await settle()
+    assert pod.log.calls == ([] if when == "before" else ["resume"])
     pod.health.draining = True
     pod.log.release()
     await settle()
@@ -553,6 +559,22 @@ async def test_ownership_is_written_anew(pod: Pod) -> None:
     await pod.sockets.rewrite_ownership()
 
     assert list(pod.ownership.owned) == [stays.connection.connection_id]
+
+
+async def test_closed_while_ownership_is_written_anew(pod: Pod) -> None:
+    """A socket that goes meanwhile is not entered after it was struck out."""
+    await pod.open()
+    goes = await pod.open()
+
+    def leave() -> None:
+        pod.ownership.on_rewritten = list
+        goes.lose()
+
+    pod.ownership.on_rewritten = leave
+    await pod.sockets.rewrite_ownership()
+
+    assert goes.connection.connection_id not in pod.ownership.owned
+    assert len(pod.ownership.owned) == 1
 
 
 # Talking.

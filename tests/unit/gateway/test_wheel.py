@@ -91,9 +91,12 @@ def test_a_ping_is_a_frame_and_a_message() -> None:
     assert [message["type"] for message in messages(written)] == ["ping"]
 
 
-def test_silent_sockets_are_closed() -> None:
+@pytest.mark.parametrize("before", [0, 5, 31, 100])
+def test_silent_sockets_are_closed(before: int) -> None:
     """A socket of which nothing is heard for two heartbeats is closed with 4002 before a third is over."""
     wheel = Wheel(25)
+    for _ in range(before):
+        wheel.turn()
     silent, talking = connected(wheel, 2)
     turn(wheel, 2, talking=[talking])
     assert silent.closes == []
@@ -137,6 +140,7 @@ def test_sockets_that_are_gone_are_left_alone() -> None:
     wheel.remove(gone.as_connection())
     turn(wheel, 4, talking=[stays])
 
+    assert gone.slot == -1
     assert gone.written == []
     assert gone.closes == []
     assert wheel.connections == [stays.as_connection()]
