@@ -174,7 +174,8 @@ def run_dev(environ: Mapping[str, str], flags: Mapping[str, str | None], *, pods
             dev.start()
             token = _token(settings)
             _leave_state(dev.url, token)
-            print(_greeting(dev, token, valkey is not None, time.monotonic() - began), flush=True)
+            redis_url = variables[f"{ENV_PREFIX}REDIS_URL"] if valkey is not None else None
+            print(_greeting(dev, token, redis_url, time.monotonic() - began), flush=True)
             dev.watch()
         except KeyboardInterrupt:
             print("\nstopping", flush=True)
@@ -254,7 +255,8 @@ def read_state() -> tuple[str, str | None] | None:
         return None
 
 
-def _greeting(dev: _Dev, token: str | None, embedded: bool, took_s: float) -> str:
+def _greeting(dev: _Dev, token: str | None, embedded: str | None, took_s: float) -> str:
+    """What to try; ``embedded`` is the URL of the Valkey that was started here."""
     orchestrator = os.path.relpath(Path(sys.executable).parent / "orchestrator")
     pod = next(child for child in dev.children if child.name == "pod-1")
     assert pod.process is not None
@@ -265,6 +267,8 @@ def _greeting(dev: _Dev, token: str | None, embedded: bool, took_s: float) -> st
         f"  HTTP    {dev.url}",
         f"  socket  {dev.url.replace('http', 'ws', 1)}/ws/<session_id>",
     ]
+    if embedded is not None:
+        lines.append(f"  Redis   {embedded}")
     if token is not None:
         lines += [f"  token   {token}", "          (tenant demo, any session, one day)"]
     lines += [
@@ -275,6 +279,7 @@ def _greeting(dev: _Dev, token: str | None, embedded: bool, took_s: float) -> st
         f"  {f'TOKEN={token}; ' if token else ''}curl {dev.url}/api/chat/send{authorization} \\",
         "       -H 'X-Tenant-ID: demo' -H 'X-Tenant-Tier: free' -H 'X-Session-ID: terminal' \\",
         "       -H 'X-Agent-ID: demo' -d '{\"message\": \"hello\"}'",
+        f"  {orchestrator} dead-letters list" + (f" --redis-url {embedded}" if embedded else ""),
         f"  kill -9 {pod.process.pid}    # a pod; a chat goes on over the other, and the pod comes back",
         "",
         "Ctrl-C stops everything.",
