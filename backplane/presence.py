@@ -6,7 +6,7 @@ The summary's expiry is Redis's clock, so processes whose clocks differ agree on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -20,6 +20,10 @@ Summary = dict[str, Any]
 MISSED_BEATS = 3
 
 
+async def _nothing() -> None:
+    """For processes that keep nothing else alive."""
+
+
 class Presence:
     """One process's heartbeat.
 
@@ -31,6 +35,8 @@ class Presence:
         interval_s: time between heartbeats; after `MISSED_BEATS` of them without one it counts as dead.
         summary: makes the JSON-able summary.
         renew: keys to keep alive together with it.
+        on_forgotten: called when Redis had no summary any more (or not yet): a process that was stopped for
+            a while counted as dead, and what was kept alive with it has gone too.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class Presence:
         interval_s: float,
         summary: Callable[[], Summary],
         renew: tuple[str, ...] = (),
+        on_forgotten: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
         self._link = link
         self._members = keys.members(kind)
@@ -50,6 +57,7 @@ class Presence:
         self._interval_s = interval_s
         self._summary = summary
         self._renew = renew
+        self._on_forgotten = on_forgotten
         self.ttl_ms = int(interval_s * 1000 * MISSED_BEATS)
 
     async def run(self) -> None:
@@ -67,11 +75,13 @@ class Presence:
     async def beat(self) -> None:
         """Write the summary once."""
         call = self._link.call
-        await asyncio.gather(
+        _, before, *_ = await asyncio.gather(
             call("SADD", self._members, self._member_id),
-            call("SET", self._key, msgspec.json.encode(self._summary()), "PX", self.ttl_ms),
+            call("SET", self._key, msgspec.json.encode(self._summary()), "PX", self.ttl_ms, "GET"),
             *[call("PEXPIRE", key, self.ttl_ms) for key in self._renew],
         )
+        if before is None:
+            await self._on_forgotten()
 
     async def leave(self) -> None:
         """Say goodbye: a process that stops cleanly is gone at once."""

@@ -88,6 +88,7 @@ class Pod:
             settings.presence_interval_s,
             self.summary,
             renew=self.ownership.keys,
+            on_forgotten=self.sockets.rewrite_ownership,
         )
         self._background: set[asyncio.Task[None]] = set()
 

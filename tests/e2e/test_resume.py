@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import redis
@@ -171,3 +173,20 @@ def test_dead_pods_connections_disappear(own_cluster: Cluster) -> None:
     with redis.Redis(port=own_cluster.redis_port) as client:
         pattern = "ao:{pods:*"
         wait_for(lambda: len(list(client.scan_iter(pattern))) <= 3, "the dead pod's keys have expired", 15)
+
+
+def test_a_pod_that_was_stopped_for_a_while_is_counted_again(tmp_path: Path) -> None:
+    """Its connections count as gone while it is stopped, and as there when it goes on, each tenant's too."""
+    with Cluster(tmp_path, PRESENCE_INTERVAL_S="0.3") as cluster:
+        first, second = cluster.pods
+        with open_socket(first, "s") as socket:
+            receive(socket)
+            wait_for(lambda: connections(second, "?tenant_id=acme") == 1, "counted")
+            first.signal(signal.SIGSTOP)
+            wait_for(lambda: connections(second) == 0, "forgotten", 5)
+            with redis.Redis(port=cluster.redis_port) as client:
+                wait_for(lambda: not client.keys("ao:{pods:*}:tenants"), "its entries too", 5)
+            first.signal(signal.SIGCONT)
+            wait_for(lambda: connections(second) == 1, "counted again", 5)
+            wait_for(lambda: connections(second, "?tenant_id=acme") == 1, "its tenant's too", 5)
+            assert silent(socket)
