@@ -21,6 +21,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from backplane.errors import ConfigurationError, OrchestratorError
 from backplane.settings import ENV_PREFIX, Settings, load
@@ -31,6 +32,7 @@ _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 15.0
 _RESTART_PAUSE_S = 0.5
 _POLL_S = 0.1
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 STATE_FILE = Path(tempfile.gettempdir()) / f"orchestrator-dev-{os.getuid()}.json"
 """Where a running ``dev`` leaves its URL and token for ``orchestrator chat``."""
@@ -168,8 +170,8 @@ def run_dev(environ: Mapping[str, str], flags: Mapping[str, str | None], *, pods
             variables[f"{ENV_PREFIX}REDIS_URL"] = f"redis://127.0.0.1:{port}/0"
             valkey = _valkey(port, folder, dict(environ))
         dev = _Dev(settings, {**environ, **variables}, pods, valkey)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, _stop_once)
         try:
             dev.start()
             token = _token(settings)
@@ -178,13 +180,24 @@ def run_dev(environ: Mapping[str, str], flags: Mapping[str, str | None], *, pods
             print(_greeting(dev, token, redis_url, time.monotonic() - began), flush=True)
             dev.watch()
         except KeyboardInterrupt:
-            print("\nstopping", flush=True)
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                print("\nstopping", flush=True)
         finally:
+            _ignore_signals()
             STATE_FILE.unlink(missing_ok=True)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would leave orphans
-                signal.signal(number, signal.SIG_IGN)
             dev.stop()
     return 0
+
+
+def _stop_once(_number: int, _frame: FrameType | None) -> None:
+    """Stop on the first signal; one that interrupted the stopping would leave processes behind."""
+    _ignore_signals()
+    raise KeyboardInterrupt
+
+
+def _ignore_signals() -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _variables(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> dict[str, str]:
