@@ -231,7 +231,7 @@ def account(sessions: list[Session], sent: int) -> Report:
     return Report(sent, delivered, lost, doubled, disordered, max(s.longest_outage_s for s in sessions))
 
 
-async def run(cluster: Cluster, load: Load, seed: int, *, kills: int = 0, timeout_s: float = 120.0) -> Report:
+async def run(cluster: Cluster, load: Load, seed: int, *, kills: int = 0, timeout_s: float = 60.0) -> Report:
     """One accounting run against a running cluster."""
     choose = random.Random(seed)
     sessions = [
