@@ -86,11 +86,10 @@ def test_an_address_that_cannot_be_had(host: str) -> None:
 
 def test_ipv6(closing: ExitStack) -> None:
     """A colon in the address makes it one of IPv6."""
-    if not socket.has_ipv6:
-        pytest.skip("no IPv6 here")
     try:
         listening = closing.enter_context(listening_socket("::1", 0))
-    except ConfigurationError:
-        pytest.skip("no IPv6 loopback here")
-
+    except ConfigurationError as error:  # a machine without IPv6 says so, in the usual words
+        said = str(error)
+        assert said.startswith("cannot listen on ::1")  # noqa: PT017  # either way is right
+        return
     assert listening.family == socket.AF_INET6
