@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:
             self._transport = None  # cut off: its buffer was thrown away, so `sent` cannot be told from it
-        self._detach()
+        self.detach()
         self.state = State.CLOSED
         for timer in (self._slow_timer, self._close_timer):
             if timer is not None:
@@ -215,7 +215,7 @@ class Connection(asyncio.Protocol):
 
     def _say_close(self, transport: asyncio.Transport, code: int, reason: str) -> None:
         self._endpoint.count_close(code)
-        self._detach()
+        self.detach()
         transport.write(frames.encode_close(code, reason))
         self.state = State.CLOSING
         # Also where the client's Close has come already: what it does not read keeps the transport open.
@@ -230,10 +230,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def _detach(self) -> None:
+    def detach(self) -> asyncio.Task[None] | None:
+        """Leave the session; returns the task that notes what was sent, if there is one."""
         feed, self.feed = self.feed, None
-        if feed is not None:
-            self._endpoint.hub.detach(feed, self)
+        return None if feed is None else self._endpoint.hub.detach(feed, self)
 
     # Frames.
 

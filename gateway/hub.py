@@ -10,7 +10,7 @@ a socket that does not read is sent nothing until it has, so nothing piles up fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
@@ -104,28 +104,26 @@ class Hub:
             asyncio.get_running_loop().call_soon(socket.replaced)  # soon: the caller has to know its feed
         return feed
 
-    def detach(self, feed: Feed, socket: Subscriber) -> None:
-        """Take a socket off its session; the last one unsubscribes the pod."""
+    def detach(self, feed: Feed, socket: Subscriber) -> asyncio.Task[None] | None:
+        """Take a socket off its session; the last one unsubscribes the pod.
+
+        Returns:
+            The task that notes what the socket was sent, if that has to be noted.
+        """
         if socket in feed.sockets:
             feed.sockets.remove(socket)
         for group in feed.catching:
             if socket in group.sockets:
                 group.sockets.remove(socket)
         mark = self._mark(feed, [socket])
-        if mark is not None:
-            self._spawn(self._note(feed, mark))
+        noting = None if mark is None else self._spawn(self._note(feed, mark))
         self._drop_if_empty(feed)
+        return noting
 
     def resumed(self, feed: Feed, socket: Subscriber) -> None:
         """A socket that could not take more can again."""
         if socket.behind and socket in feed.sockets:
             self._catch_up(feed, [socket])
-
-    async def note_sent(self, feed: Feed, socket: Subscriber) -> None:
-        """Note at once what a socket was sent: it is about to be closed, and its client may come back."""
-        mark = self._mark(feed, [socket])
-        if mark is not None:
-            await self._note(feed, mark)
 
     def acked(self, feed: Feed) -> None:
         """A client has acknowledged messages: a socket's `sent` has moved."""
@@ -354,12 +352,13 @@ class Hub:
             self._mark_again(feed)
             self._log.warning("mark_lost", session=feed.session, seq=mark.position.seq, reason=str(error))
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            self._log.error("catch_up_died", exc_info=task.exception())
+            self._log.error("hub_task_died", exc_info=task.exception())

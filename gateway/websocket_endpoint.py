@@ -27,6 +27,7 @@ from gateway.problem import problem_body, problem_headers
 from gateway.wheel import Wheel
 
 PATH = "/ws/"
+_NOTING_S = 1.0  # a Redis that does not answer keeps no client from leaving
 SUBPROTOCOL = "orchestrator.v1"
 _BEARER_SUBPROTOCOL = "bearer."
 _NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
@@ -195,13 +196,17 @@ class WebSocketEndpoint:
 
         So a client that waits for the answer and comes back without a cursor is sent nothing twice.
         """
-        task = asyncio.create_task(self._say_goodbye(connection, code))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # Off the session at once: what is written from now on the client no longer reads.
+        noting = connection.detach()
+        if noting is None:
+            connection.finish(code)
+        else:
+            task = asyncio.create_task(self._say_goodbye(connection, code, noting))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _say_goodbye(self, connection: Connection, code: int) -> None:
-        if connection.feed is not None:
-            await self.hub.note_sent(connection.feed, connection)
+    async def _say_goodbye(self, connection: Connection, code: int, noting: asyncio.Task[None]) -> None:
+        await asyncio.wait({noting}, timeout=_NOTING_S)
         connection.finish(code)
 
     def ask_to_reconnect(self, connection: Connection, reason: str, after_ms: int = 0) -> None:

@@ -990,7 +990,9 @@ async def test_a_goodbye_is_noted_at_once(world: World) -> None:
     socket = await world.open()
     world.say(2)
     assert socket.feed is not None
-    await world.hub.note_sent(socket.feed, socket)
+    noting = world.hub.detach(socket.feed, socket)
+    assert noting is not None
+    await noting
     again = await world.open()
 
     assert again.seqs == []
@@ -1007,7 +1009,9 @@ async def test_a_goodbye_while_redis_is_away(world: World) -> None:
     world.hub._unmarked.clear()
     world.log.refusal = RedisUnavailable("away")
     assert socket.feed is not None
-    await world.hub.note_sent(socket.feed, socket)
+    noting = world.hub.detach(socket.feed, socket)
+    assert noting is not None
+    await noting
     assert world.logger.names == ["mark_lost"]
     world.log.refusal = None
     await world.hub.flush_marks()
@@ -1093,7 +1097,7 @@ async def test_a_catch_up_that_breaks_is_logged(world: World) -> None:
     world.say()
     await settle()
 
-    assert world.logger.names == ["catch_up_died"]
+    assert world.logger.names == ["hub_task_died"]
 
 
 # Everything at once.
@@ -1206,7 +1210,7 @@ class Chaos:
         assert self.world.log.subscribed == ({SESSION} if here else set())
         assert self.world.hub._tasks == set()
         assert record.sent <= max((socket.seq for socket in self.sockets), default=0)
-        assert self.world.logger.names.count("catch_up_died") == 0
+        assert self.world.logger.names.count("hub_task_died") == 0
 
 
 DEEDS = st.sampled_from(

@@ -488,6 +488,23 @@ async def test_goodbye_of_the_client(pod: Pod) -> None:
     assert again.messages[0]["data"]["resume"]["status"] == "fresh"
 
 
+async def test_what_comes_behind_a_goodbye_is_kept(pod: Pod) -> None:
+    """A client reads nothing after its Close, so what comes before the answer counts as sent to nobody."""
+    client = await pod.open()
+    pod.say()
+    pod.log.gated = True
+    client.close()
+    await settle()
+    pod.say(2)
+    pod.log.release()
+    await settle()
+    assert client.close_codes == [1000]
+
+    again = await pod.open()
+    seqs = [message["metadata"].get("seq") for message in again.messages]
+    assert seqs == [None, 2, 3]
+
+
 async def test_goodbye_while_redis_is_away(pod: Pod) -> None:
     """A client may leave whenever it wants."""
     client = await pod.open()
