@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
 from backplane.keys import TIERS, Keys
 from backplane.log import Logger, get_logger
-from backplane.redis_client import parse_redis_url
+from backplane.redis_client import Client, parse_redis_url
 from backplane.settings import Settings
 from backplane.supervise import run_until
 
@@ -156,13 +156,19 @@ class DemoAgent:
         think_s: time from taking an action to its last callback.
     """
 
-    def __init__(self, redis: Redis, keys: Keys, log: Logger, stop: asyncio.Event, think_s: float) -> None:
+    def __init__(self, redis: Client, keys: Keys, log: Logger, stop: asyncio.Event, think_s: float) -> None:
         self._redis = redis
         # A BRPOP that waits longer than redis-py's socket timeout is given up by the client alone, and Redis
         # may then pop an action into a dead connection.
-        patience_s = redis.connection_pool.connection_kwargs.get("socket_timeout") or math.inf
+        if isinstance(redis, RedisCluster):
+            clustered, kwargs = True, redis.connection_kwargs
+        else:
+            clustered, kwargs = False, redis.connection_pool.connection_kwargs
+        patience_s = kwargs.get("socket_timeout") or math.inf
         self._block_s = min(_BLOCK_S, patience_s / 2)
-        self._queues = [keys.actions(tier) for tier in reversed(TIERS)]
+        queues = [keys.actions(tier) for tier in reversed(TIERS)]
+        # On a cluster each queue is on a node of its own, and no command waits for several.
+        self._queues = [[queue] for queue in queues] if clustered else [queues]
         self._log = log
         self._stop = stop
         self._think_s = think_s
@@ -171,13 +177,16 @@ class DemoAgent:
         self._answering = 0
         self.answered = 0
 
-    async def work(self) -> None:
+    async def work(self, number: int = 0) -> None:
         """Take and answer one action after the other, until cancelled.
+
+        Args:
+            number: of the worker; on a cluster it says from which tier's queue it takes.
 
         A cancelled `work` leaves its turn to `finish`: an action that is just being popped would be lost.
         """
         while True:
-            turn = asyncio.create_task(self._turn())
+            turn = asyncio.create_task(self._turn(self._queues[number % len(self._queues)]))
             self._turns.add(turn)
             turn.add_done_callback(self._turns.discard)
             await asyncio.shield(turn)
@@ -194,8 +203,8 @@ class DemoAgent:
             turn.cancel()
         await asyncio.gather(*turns, return_exceptions=True)
 
-    async def _turn(self) -> None:
-        taken = await self._patiently(self._take)
+    async def _turn(self, queues: list[str]) -> None:
+        taken = await self._patiently(lambda: self._take(queues))
         if taken is None:
             return
         queue, raw = taken
@@ -210,8 +219,8 @@ class DemoAgent:
         if isinstance(action, Run):
             await self._answer(action)
 
-    async def _take(self) -> tuple[bytes, bytes] | None:
-        taken = await self._redis.brpop(self._queues, timeout=self._block_s)
+    async def _take(self, queues: list[str]) -> tuple[bytes, bytes] | None:
+        taken = await self._redis.brpop(queues, timeout=self._block_s)
         return cast("tuple[bytes, bytes] | None", taken)
 
     async def _answer(self, run: Run) -> None:
@@ -279,7 +288,7 @@ async def run_demo_agent(settings: Settings, *, think_s: float = 0.3, workers: i
     async with target.client() as redis:
         agent = DemoAgent(redis, settings.keys(), log, stop, think_s)
         log.info("demo_agent_started", redis=target.shown, workers=workers)
-        clean = await run_until(stop, {f"worker-{n}": agent.work() for n in range(workers)}, log)
+        clean = await run_until(stop, {f"worker-{n}": agent.work(n) for n in range(workers)}, log)
         await agent.finish(_FINISH_S)
     log.info("demo_agent_stopped", clean=clean, answered=agent.answered)
     return 0 if clean else 1

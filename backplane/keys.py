@@ -11,6 +11,9 @@ on a Redis Cluster they live in the slot of that list and one script can move a 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from zlib import crc32
 
 from backplane.errors import ConfigurationError, InvalidId
 
@@ -56,13 +59,22 @@ class Keys:
         environment: ``dev``, ``staging``, …: stands in the name of the actions queues.
         actions_template: with ``{environment}`` and ``{tier}``.
         callbacks_template: with ``{tenant_id}``, and some text before it.
+        spread: tenants with several callback lists, and how many.
 
     Raises:
         ConfigurationError: a template lacks its field, or the own keys would wake the router.
     """
 
-    def __init__(self, prefix: str, environment: str, actions_template: str, callbacks_template: str) -> None:
+    def __init__(
+        self,
+        prefix: str,
+        environment: str,
+        actions_template: str,
+        callbacks_template: str,
+        spread: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.prefix = prefix
+        self._spread = dict(spread)
         for name, text in (
             ("KEY_PREFIX", prefix),
             ("ENVIRONMENT", environment),
@@ -90,7 +102,11 @@ class Keys:
         }
         self._before, self._after = before, after
         self._callbacks = re.compile(
-            re.escape(before).encode() + rb"([A-Za-z0-9._~-]{1,128})" + re.escape(after).encode(), re.ASCII
+            re.escape(before).encode()
+            + rb"([A-Za-z0-9._~-]{1,128})"
+            + re.escape(after).encode()
+            + rb"(:[1-9][0-9]{0,2})?",
+            re.ASCII,
         )
 
     # Queues shared with the AES.
@@ -99,9 +115,18 @@ class Keys:
         """The list from which the AES takes actions of ``tier``."""
         return self._actions[tier]
 
-    def callbacks(self, tenant_id: str) -> str:
-        """The list to which the AES pushes callbacks of ``tenant_id``."""
-        return f"{self._before}{tenant_id}{self._after}"
+    def callbacks(self, tenant_id: str, number: int = 0) -> str:
+        """The list to which the AES pushes callbacks of ``tenant_id``; of a spread tenant, the n-th."""
+        return f"{self._before}{tenant_id}{self._after}{f':{number}' if number else ''}"
+
+    def callbacks_of(self, tenant_id: str, session_id: str) -> str:
+        """The list of a session's callbacks: always the same one, of those that its tenant has."""
+        lists = self._spread.get(tenant_id, 1)
+        return self.callbacks(tenant_id, 0 if lists == 1 else crc32(session_id.encode()) % lists)
+
+    def is_spread(self, tenant_id: str) -> bool:
+        """Whether a tenant has several callback lists."""
+        return tenant_id in self._spread
 
     @property
     def callbacks_prefix(self) -> str:
@@ -112,14 +137,19 @@ class Keys:
     def callbacks_pattern(self) -> str:
         """The glob of all callback lists, for SCAN."""
         before, after = (re.sub(r"[*?\[\]\\]", r"\\\g<0>", text) for text in (self._before, self._after))
-        return f"{before}*{after}"
+        return f"{before}*{after}*"
 
     def tenant_of(self, callback_list: bytes) -> str | None:
         """The tenant whose callback list this is; None if it is not the name of one."""
         match = self._callbacks.fullmatch(callback_list)
         return None if match is None else match[1].decode()
 
-    # Of one callback list (one tenant).
+    def number_of(self, callback_list: bytes) -> int:
+        """Which of its tenant's lists this is; 0 for the only or first one."""
+        match = self._callbacks.fullmatch(callback_list)
+        return 0 if match is None or match[2] is None else int(match[2][1:])
+
+    # Of one callback list.
 
     def fence(self, callback_list: str) -> str:
         """Changes with every transfer from the list; a transfer that read an older value is refused."""
@@ -161,6 +191,22 @@ class Keys:
         """Hash of a pod's connections by tenant (expires without heartbeats)."""
         return f"{self.member('pods', pod_id)}:tenants"
 
-    def pod_channel(self, pod_id: str) -> str:
-        """Channel on which a pod hears its own probe."""
-        return f"{self.member('pods', pod_id)}:probe"
+    def pod_channel(self, pod_id: str, number: int) -> str:
+        """A channel on which a pod hears its own probes; another number may be on another node."""
+        return f"{self.prefix}:{{probe:{pod_id}:{number}}}"
+
+    # Of the routers.
+
+    @property
+    def leases(self) -> str:
+        """Sorted set of the routers, by when their leases end."""
+        return f"{self.prefix}:{{routers}}:leases"
+
+    @property
+    def new_lists(self) -> str:
+        """Channel on which routers are told of callback lists that nobody knew."""
+        return f"{self.prefix}:{{routers}}:new-lists"
+
+    def router_probe(self, router_id: str, number: int) -> str:
+        """A key by which a router proves that it is woken; another number may be on another node."""
+        return f"{self.prefix}:{{probe:{router_id}:{number}}}"

@@ -1,4 +1,4 @@
-"""A connection to Redis that mends itself: commands pipelined, pushes handed on.
+"""A connection to one Redis server that mends itself: commands pipelined, pushes handed on.
 
 The hot paths (a pod's subscriptions, the router's wake-up and transfers) read Redis through this instead of
 redis-py, whose reading of a subscription costs 5 to 12 µs a message against 1 to 2.6 here. It speaks RESP3,
@@ -10,25 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
-
-from hiredis import PushNotification, Reader, ReplyError, pack_command
+from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.redis_client import RedisTarget
 from backplane.scripts import Script
+from backplane.slots import Address
+from backplane.wire import Argument, OnPush, OnRefused, Reply, Wire
 
-Reply = Any
-Argument = str | bytes | int
-OnPush = Callable[[list[Any]], None]
-
-_MORE = object()  # what the reader returns when a reply is not complete yet
-_CONFIRMATIONS = frozenset({b"subscribe", b"unsubscribe"})
-_MAX_IN_FLIGHT = 20_000
 _RECONNECT_FIRST_S = 0.02
 _RECONNECT_MOST_S = 0.25
+_REPLICATION = re.compile(rb"role:(\w+).*master_replid:(\w{16})", re.DOTALL)
 
 
 def _ignore(_push: list[Any]) -> None:
@@ -37,102 +31,6 @@ def _ignore(_push: list[Any]) -> None:
 
 async def _nothing() -> None:
     """For links that need no words of their own after connecting."""
-
-
-class _Told:
-    """Stands in line for a command that is answered by one push for each of its channels."""
-
-    def __init__(self, channels: int) -> None:
-        self.left = channels
-
-
-class _Wire(asyncio.Protocol):
-    """One TCP connection: bytes to replies and pushes, replies to those who wait in line."""
-
-    def __init__(self, on_push: OnPush) -> None:
-        self._reader = Reader(notEnoughData=_MORE)
-        self._on_push = on_push
-        self._waiting: deque[asyncio.Future[Reply] | _Told] = deque()
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self.heard_at = self._loop.time()
-        self.lost = asyncio.Event()
-        self.reason = ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        self.heard_at = self._loop.time()
-        reader, waiting = self._reader, self._waiting
-        reader.feed(data)
-        while (reply := reader.gets()) is not _MORE:
-            if type(reply) is PushNotification:
-                if reply[0] in _CONFIRMATIONS:
-                    self._confirm()
-                self._on_push(reply)
-                continue
-            future = waiting.popleft()
-            if isinstance(future, _Told):  # a refused subscription must not pass for somebody's reply
-                self.abort(str(reply))
-                return
-            if future.done():  # whoever waited was cancelled; the reply still takes its place in line
-                continue
-            if isinstance(reply, ReplyError):
-                future.set_exception(RedisRefused(str(reply)))
-            else:
-                future.set_result(reply)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self.reason = self.reason or str(exc or "closed by the server")
-        self.lost.set()
-        error = RedisUnavailable(f"connection to Redis lost: {self.reason}")
-        while self._waiting:
-            future = self._waiting.popleft()
-            if not isinstance(future, _Told) and not future.done():
-                future.set_exception(error)
-                future.exception()  # a caller that went away must not make asyncio complain
-
-    def _confirm(self) -> None:
-        told = self._waiting[0] if self._waiting else None
-        if isinstance(told, _Told):
-            told.left -= 1
-            if told.left == 0:
-                self._waiting.popleft()
-
-    def call(self, args: tuple[Argument, ...]) -> asyncio.Future[Reply]:
-        """Send one command; its reply comes in the order of sending."""
-        if self._transport is None:
-            raise RedisUnavailable("not connected to Redis")
-        if len(self._waiting) >= _MAX_IN_FLIGHT:
-            raise RedisUnavailable(f"{_MAX_IN_FLIGHT} commands wait for Redis already")
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._transport.write(pack_command(args))  # type: ignore[arg-type]  # the stub knows one-tuples only
-        self._waiting.append(future)
-        return future
-
-    def tell(self, args: tuple[Argument, ...]) -> None:
-        """Send a command that Redis answers with pushes alone (SUBSCRIBE, UNSUBSCRIBE in RESP3)."""
-        if self._transport is None:
-            raise RedisUnavailable("not connected to Redis")
-        self._transport.write(pack_command(args))  # type: ignore[arg-type]  # the stub knows one-tuples only
-        self._waiting.append(_Told(len(args) - 1))
-
-    def ask(self) -> None:
-        """Have Redis say something, unless an answer is due anyway."""
-        if not self._waiting:
-            self.call(("PING",)).add_done_callback(_forget)
-
-    def overdue(self, timeout_s: float) -> bool:
-        """Whether someone waits and nothing was heard for ``timeout_s``."""
-        return bool(self._waiting) and self._loop.time() - self.heard_at > timeout_s
-
-    def abort(self, reason: str) -> None:
-        """Drop the connection without waiting for what is unsent."""
-        self.reason = self.reason or reason
-        if self._transport is not None:
-            self._transport.abort()
 
 
 class Link:
@@ -146,6 +44,12 @@ class Link:
         on_connect: runs after every (re)connect before the link is up: subscribe again, sweep, …
         on_change: told True when the link is up, False when it was lost.
         on_failure: told why it cannot be made, once for each new reason.
+        on_refused: told of a refused subscription; without it, that ends the connection.
+        locate: asked for the address before every connect, where it may change (Sentinel).
+
+    Attributes:
+        lineage: which history of writes the server continues. A server that was restarted, or promoted in
+            another's place, has a new one: it may lack what was written last.
     """
 
     def __init__(
@@ -158,6 +62,8 @@ class Link:
         on_connect: Callable[[], Awaitable[None]] = _nothing,
         on_change: Callable[[bool], None] = lambda _up: None,
         on_failure: Callable[[str], None] = lambda _reason: None,
+        on_refused: OnRefused | None = None,
+        locate: Callable[[], Awaitable[Address]] | None = None,
     ) -> None:
         self._target = target
         self._name = name
@@ -166,9 +72,13 @@ class Link:
         self._on_connect = on_connect
         self._on_change = on_change
         self._on_failure = on_failure
+        self._on_refused = on_refused
+        self._locate = locate
         self._told = ""
-        self._wire: _Wire | None = None
+        self._wire: Wire | None = None
         self._up = asyncio.Event()
+        self.address = Address(target.host, target.port)
+        self.lineage = ""
         self.last_error = "not connected yet"
         self.connects = 0
 
@@ -201,6 +111,14 @@ class Link:
         if self._wire is not None and not self._wire.lost.is_set():
             self._wire.tell(args)
 
+    def send_script(self, script: Script, keys: list[str], args: list[Argument]) -> asyncio.Future[Reply]:
+        """Run a script by its digest, at once; a server that does not know it answers ``NOSCRIPT``.
+
+        Raises:
+            RedisUnavailable, RedisRefused: as `call`.
+        """
+        return self.call("EVALSHA", script.sha1, len(keys), *keys, *self._script_args(script, args))
+
     async def script(self, script: Script, keys: list[str], args: list[Argument]) -> Reply:
         """Run a script by its digest; the server is given its text when it does not know it.
 
@@ -208,11 +126,24 @@ class Link:
             RedisUnavailable, RedisRefused: as `call`.
         """
         try:
-            return await self.call("EVALSHA", script.sha1, len(keys), *keys, *args)
+            return await self.send_script(script, keys, args)
         except RedisRefused as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await self.call("EVAL", script.text, len(keys), *keys, *args)
+        return await self.call("EVAL", script.text, len(keys), *keys, *self._script_args(script, args))
+
+    def _script_args(self, script: Script, args: list[Argument]) -> list[Argument]:
+        return [self.lineage, *args] if script.lineage else args
+
+    def abort(self, reason: str) -> None:
+        """Drop the connection and make a new one."""
+        if self._wire is not None:
+            self._wire.abort(reason)
+
+    def rest(self, delay_s: float) -> None:
+        """Read nothing for ``delay_s``: what is pushed meanwhile is then read in one go."""
+        if self._wire is not None:
+            self._wire.rest(delay_s)
 
     async def run(self) -> None:
         """Connect, stay connected, connect again; returns only by cancellation."""
@@ -233,6 +164,8 @@ class Link:
     async def _serve(self) -> None:
         """One connection's life, from connecting to its loss."""
         async with asyncio.timeout(self._timeout_s):
+            if self._locate is not None:
+                self.address = await self._locate()
             self._wire = await self._connect()
             await self._greet()
             await self._on_connect()
@@ -259,25 +192,24 @@ class Link:
             self._told = reason
             self._on_failure(reason)
 
-    async def _connect(self) -> _Wire:
-        loop, target = asyncio.get_running_loop(), self._target
-        if target.unix_path is not None:
-            _, wire = await loop.create_unix_connection(lambda: _Wire(self._on_push), target.unix_path)
-        else:
-            _, wire = await loop.create_connection(
-                lambda: _Wire(self._on_push), target.host, target.port, ssl=target.tls
-            )
-        return wire
+    async def _connect(self) -> Wire:
+        return await open_wire(self._target, self.address, self._on_push, self._on_refused)
 
     async def _greet(self) -> None:
         target = self._target
-        login = ("AUTH", target.username or "default", target.password) if target.password else ()
-        greeting = [self.call("HELLO", 3, *login, "SETNAME", self._name)]
+        greeting = [self.call(*hello(target.username, target.password, self._name))]
         if target.database:
             greeting.append(self.call("SELECT", target.database))
         greeting.append(self.call("PING"))  # while the data set is loading, HELLO works and this is refused
+        greeting.append(self.call("INFO", "replication"))
         # All of it in one go: what others send from now on must not reach Redis before SELECT.
-        await asyncio.gather(*greeting)
+        replies = await asyncio.gather(*greeting)
+        told = _REPLICATION.search(replies[-1])
+        if told is None:
+            raise RedisUnavailable("INFO replication does not tell the server's role and history")
+        if told[1] != b"master":
+            raise RedisUnavailable(f"{self.address} is a replica, and only primaries take writes")
+        self.lineage = told[2].decode()
 
     def _drop(self, *, tell: bool = True) -> None:
         wire, self._wire = self._wire, None
@@ -289,7 +221,25 @@ class Link:
                 self._on_change(False)
 
 
-def _forget(future: asyncio.Future[Reply]) -> None:
-    """Take note of a failure that the loop around the connection deals with."""
-    if not future.cancelled():
-        future.exception()
+def hello(username: str | None, password: str | None, name: str) -> tuple[Argument, ...]:
+    """The first command of a connection."""
+    login = ("AUTH", username or "default", password) if password else ()
+    return ("HELLO", 3, *login, "SETNAME", name)
+
+
+async def open_wire(
+    target: RedisTarget, address: Address, on_push: OnPush = _ignore, on_refused: OnRefused | None = None
+) -> Wire:
+    """Connect to one server.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    loop = asyncio.get_running_loop()
+    if target.unix_path is not None:
+        _, wire = await loop.create_unix_connection(lambda: Wire(on_push, on_refused), target.unix_path)
+    else:
+        _, wire = await loop.create_connection(
+            lambda: Wire(on_push, on_refused), address.host, address.port, ssl=target.tls
+        )
+    return wire

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from backplane.keys import Keys
-from backplane.link import Argument, Link
 from backplane.log import Logger
 from backplane.scripts import DISOWN, OWN
+from backplane.store import Store
+from backplane.wire import Argument
 
 _ENTRIES_A_COMMAND = 500
 
@@ -38,8 +39,8 @@ class Ownership:
         ttl_ms: how long an entry outlives the pod's last heartbeat.
     """
 
-    def __init__(self, link: Link, keys: Keys, pod_id: str, ttl_ms: int, log: Logger) -> None:
-        self._link = link
+    def __init__(self, store: Store, keys: Keys, pod_id: str, ttl_ms: int, log: Logger) -> None:
+        self._store = store
         self._log = log
         self._ttl_ms = ttl_ms
         self._tasks: set[asyncio.Task[object]] = set()
@@ -51,7 +52,7 @@ class Ownership:
 
     def disown(self, connection_id: str, tenant_id: str) -> None:
         """Strike a connection out; if Redis is away, `rewrite` leaves it out."""
-        self._spawn(self._link.script(DISOWN, list(self.keys), [connection_id, tenant_id]))
+        self._spawn(self._store.script(DISOWN, list(self.keys), [connection_id, tenant_id]))
 
     async def rewrite(self, everything: Iterable[Owned]) -> None:
         """Enter all connections anew, after Redis was away for long enough to forget them.
@@ -59,7 +60,7 @@ class Ownership:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        await self._link.call("DEL", *self.keys)
+        await self._store.call("DEL", *self.keys)
         calls = []
         for owned in everything:
             calls.append(self._enter(owned))
@@ -71,7 +72,7 @@ class Ownership:
     def _enter(self, owned: Owned) -> Coroutine[Any, Any, Any]:
         entry = msgspec.json.encode(owned._asdict())
         args: list[Argument] = [owned.connection_id, entry, owned.tenant_id, self._ttl_ms]
-        return self._link.script(OWN, list(self.keys), args)
+        return self._store.script(OWN, list(self.keys), args)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -85,7 +86,7 @@ class Ownership:
 
 
 async def tenant_connections(
-    link: Link, keys: Keys, pod_ids: Iterable[str], tenant_id: str
+    store: Store, keys: Keys, pod_ids: Iterable[str], tenant_id: str
 ) -> dict[str, int]:
     """How many connections of a tenant each pod owns.
 
@@ -93,5 +94,5 @@ async def tenant_connections(
         RedisUnavailable: Redis did not answer.
     """
     ids = list(pod_ids)
-    counts = await asyncio.gather(*[link.call("HGET", keys.pod_tenants(pod), tenant_id) for pod in ids])
+    counts = await asyncio.gather(*[store.call("HGET", keys.pod_tenants(pod), tenant_id) for pod in ids])
     return {pod: int(count or 0) for pod, count in zip(ids, counts, strict=True)}

@@ -13,11 +13,12 @@ import msgspec
 
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
-from backplane.link import Link
+from backplane.store import Store
 
 Summary = dict[str, Any]
 
 MISSED_BEATS = 3
+_AGAIN_S = 0.1
 
 
 async def _nothing() -> None:
@@ -28,7 +29,7 @@ class Presence:
     """One process's heartbeat.
 
     Args:
-        link: through which it is written.
+        store: through which it is written.
         keys: names.
         kind: ``pods`` or ``routers``.
         member_id: this process.
@@ -41,7 +42,7 @@ class Presence:
 
     def __init__(
         self,
-        link: Link,
+        store: Store,
         keys: Keys,
         kind: str,
         member_id: str,
@@ -50,7 +51,7 @@ class Presence:
         renew: tuple[str, ...] = (),
         on_forgotten: Callable[[], Awaitable[None]] = _nothing,
     ) -> None:
-        self._link = link
+        self._store = store
         self._members = keys.members(kind)
         self._key = keys.member(kind, member_id)
         self._member_id = member_id
@@ -68,13 +69,13 @@ class Presence:
             except RedisRefused:
                 pass  # by the next beat it may be willing again
             except RedisUnavailable:
-                await self._link.wait_up()
+                await asyncio.sleep(min(self._interval_s, _AGAIN_S))
                 continue
             await asyncio.sleep(self._interval_s)
 
     async def beat(self) -> None:
         """Write the summary once."""
-        call = self._link.call
+        call = self._store.call
         _, before, *_ = await asyncio.gather(
             call("SADD", self._members, self._member_id),
             call("SET", self._key, msgspec.json.encode(self._summary()), "PX", self.ttl_ms, "GET"),
@@ -86,23 +87,23 @@ class Presence:
     async def leave(self) -> None:
         """Say goodbye: a process that stops cleanly is gone at once."""
         await asyncio.gather(
-            self._link.call("SREM", self._members, self._member_id),
-            self._link.call("DEL", self._key, *self._renew),
+            self._store.call("SREM", self._members, self._member_id),
+            self._store.call("DEL", self._key, *self._renew),
         )
 
 
-async def living(link: Link, keys: Keys, kind: str) -> dict[str, Summary]:
+async def living(store: Store, keys: Keys, kind: str) -> dict[str, Summary]:
     """The summaries of all live processes of a kind, by id; forgets the dead.
 
     Raises:
         RedisUnavailable: Redis did not answer.
     """
-    ids = sorted(member.decode() for member in await link.call("SMEMBERS", keys.members(kind)))
-    replies = await asyncio.gather(*[link.call("GET", keys.member(kind, member)) for member in ids])
+    ids = sorted(member.decode() for member in await store.call("SMEMBERS", keys.members(kind)))
+    replies = await asyncio.gather(*[store.call("GET", keys.member(kind, member)) for member in ids])
     alive: dict[str, Summary] = {}
     for member, raw in zip(ids, replies, strict=True):
         if raw is None:
-            await link.call("SREM", keys.members(kind), member)
+            await store.call("SREM", keys.members(kind), member)
         else:
             alive[member] = msgspec.json.decode(raw)
     return alive

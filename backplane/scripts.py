@@ -9,25 +9,31 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script's text and the digest by which EVALSHA calls it."""
+    """A script's text and the digest by which EVALSHA calls it.
+
+    Attributes:
+        lineage: whether its first argument is the lineage of the server that runs it (see `Link.lineage`).
+    """
 
     text: str
     sha1: str
+    lineage: bool = False
 
 
-def _load(name: str, *includes: str) -> Script:
+def _load(name: str, *includes: str, lineage: bool = False) -> Script:
     folder = files("backplane").joinpath("lua")
     text = "\n".join(folder.joinpath(f"{part}.lua").read_text("utf-8") for part in (*includes, name))
-    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest(), lineage)
 
 
 PEEK = _load("peek", "_take")
-TRANSFER = _load("transfer", "_take", "_session")
-RESUME = _load("resume", "_session", "_page")
-READ = _load("read", "_page")
-MARK_SENT = _load("mark_sent")
-ENSURE = _load("ensure", "_session")
+TRANSFER = _load("transfer", "_take", "_epoch", lineage=True)
+RESUME = _load("resume", "_epoch", "_session", "_page", lineage=True)
+READ = _load("read", "_epoch", "_page")
+MARK_SENT = _load("mark_sent", "_epoch")
+ENSURE = _load("ensure", "_session", lineage=True)
 ENQUEUE = _load("enqueue")
 REDRIVE = _load("redrive")
 OWN = _load("own")
 DISOWN = _load("disown")
+LEASE = _load("lease")

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from backplane.errors import RedisRefused, RedisUnavailable
+from backplane.errors import RedisUnavailable
 from backplane.keys import Keys
-from backplane.link import Argument, Link
 from backplane.position import Batch, Position, new_epoch
 from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, Script
 from backplane.settings import Settings
+from backplane.store import Store
+from backplane.wire import Argument, forget
 
 ResumeStatus = Literal["fresh", "replayed", "reset"]
 
@@ -43,11 +44,18 @@ class Resumed(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A part of a log; ``epoch`` is the log's own, and the batch is empty if another was asked for."""
+    """A part of a log.
+
+    Attributes:
+        epoch: the log's own, which may be a later one than was asked for.
+        standing: the highest seq of the asked epoch that stands in this one too; -1 if none does. Behind it
+            are positions of messages that Redis has lost. The batch is empty if the asked position is one.
+    """
 
     epoch: str
     head: int
     oldest: int
+    standing: int
     batch: Batch
 
 
@@ -59,37 +67,55 @@ class Mark(NamedTuple):
 
 
 class SessionLog:
-    """Reads logs, and subscribes to their channels, over one link.
+    """Reads logs, and subscribes to their channels, over one store.
 
     Both go over *one* connection on purpose: what `resume` returns was read after the subscription that was
     made before it, so nothing can fall between.
 
     Args:
-        feed_link: carries subscriptions and reads; its pushes are `parse_push`'s.
-        command_link: carries everything else.
+        feed: carries subscriptions and reads; its pushes are `parse_push`'s.
+        commands: carries everything else.
         keys: names.
         settings: sizes and ages.
     """
 
-    def __init__(self, feed_link: Link, command_link: Link, keys: Keys, settings: Settings) -> None:
-        self._feed = feed_link
-        self._commands = command_link
+    def __init__(self, feed: Store, commands: Store, keys: Keys, settings: Settings) -> None:
+        self._feed = feed
+        self._commands = commands
         self._keys = keys
         self._page: list[Argument] = [_PAGE_ENTRIES, settings.replay_page_bytes]
         self._reading = asyncio.Semaphore(_PAGES_AT_ONCE)
         self._ttl_ms = settings.session_log_max_age_s * 1125
 
-    def channel(self, tenant_id: str, session_id: str) -> str:
-        """A session's base key, which is the name of its channel too."""
-        return self._keys.session(self._keys.callbacks(tenant_id), session_id)
+    async def callback_list(self, tenant_id: str, session_id: str) -> str:
+        """The list of a session's callbacks.
+
+        A session that began while its tenant had one list stays with that one.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        keys = self._keys
+        own, first = keys.callbacks_of(tenant_id, session_id), keys.callbacks(tenant_id)
+        if own != first and await self._commands.call("EXISTS", keys.session(first, session_id)):
+            return first
+        return own
+
+    async def locate(self, tenant_id: str, session_id: str) -> str:
+        """A session's base key, which is the name of its channel too.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        return self._keys.session(await self.callback_list(tenant_id, session_id), session_id)
 
     def subscribe(self, channels: Sequence[str]) -> None:
-        """Have the channels' messages pushed to the feed link; while it is down, its ``on_connect`` will."""
-        self._feed.tell("SUBSCRIBE", *channels)
+        """Have the channels' messages pushed to the feed; while it is down, connecting again will."""
+        self._feed.subscribe(channels)
 
     def unsubscribe(self, channel: str) -> None:
         """Have no more of a channel's messages."""
-        self._feed.tell("UNSUBSCRIBE", channel)
+        self._feed.unsubscribe(channel)
 
     async def resume(self, session: str, cursor: Position | None) -> Resumed:
         """Where a new connection stands; begins the session if there is none.
@@ -111,19 +137,19 @@ class SessionLog:
             RedisUnavailable: Redis did not answer.
         """
         args: list[Argument] = [position.epoch, position.seq, *self._page]
-        epoch, head, oldest, *entries = await self._pages(READ, session, args)
+        epoch, head, oldest, standing, *entries = await self._pages(READ, session, args)
         first = max(position.seq + 1, oldest)
-        return Page(epoch.decode(), head, oldest, Batch(epoch.decode(), first, entries))
+        return Page(epoch.decode(), head, oldest, standing, Batch(epoch.decode(), first, entries))
 
     async def _pages(self, script: Script, session: str, args: list[Argument]) -> list[Any]:
-        """Read a page over the feed link, a few at a time.
+        """Read a page over the feed, a few at a time.
 
         Redis drops a subscriber whose unread replies pass its limit (32 MiB by default), and a storm of
         clients that come back would do that.
         """
         async with self._reading:
-            if not self._feed.up:  # on a link that is not subscribed again yet, a message could fall between
-                raise RedisUnavailable("the feed link is down")
+            if not self._feed.serves(session):  # not subscribed again yet: a message could fall between
+                raise RedisUnavailable(f"the feed is down: {self._feed.last_error}")
             reply: list[Any] = await self._feed.script(script, [session, f"{session}:log"], args)
             return reply
 
@@ -133,26 +159,33 @@ class SessionLog:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        epoch, head = await self._commands.script(ENSURE, [session], [new_epoch(time.time()), self._ttl_ms])
+        keys = [session, f"{session}:log"]
+        epoch, head = await self._commands.script(ENSURE, keys, [new_epoch(time.time()), self._ttl_ms])
         return Position(epoch.decode(), head)
 
     async def heads(
         self, sessions: Sequence[str], *, renew: bool = False
-    ) -> list[Position | RedisRefused | None]:
+    ) -> list[Position | RedisUnavailable | None]:
         """The newest positions of several logs: None for one that is gone, an error for one unreadable now.
 
         Args:
             sessions: their base keys.
             renew: put off the sessions' expiry too.
-
-        Raises:
-            RedisUnavailable: Redis did not answer.
         """
-        reads = [self._feed.call("HMGET", session, "e", "h") for session in sessions]
-        for session in sessions if renew else ():
-            self._feed.call("PEXPIRE", session, self._ttl_ms).add_done_callback(_forget)
-        replies = await asyncio.gather(*reads, return_exceptions=True)
+        replies = await asyncio.gather(
+            *[self._head(session, renew=renew) for session in sessions], return_exceptions=True
+        )
         return [_head(reply) for reply in replies]
+
+    def _head(self, session: str, *, renew: bool) -> asyncio.Future[Any]:
+        try:
+            if renew:
+                self._feed.call("PEXPIRE", session, self._ttl_ms).add_done_callback(forget)
+            return self._feed.call("HMGET", session, "e", "h")
+        except RedisUnavailable as error:  # this one's server only, perhaps
+            failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
 
     async def mark_sent(self, marks: Iterable[Mark]) -> None:
         """Note what sessions have been sent, for clients that come without a cursor.
@@ -160,13 +193,18 @@ class SessionLog:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        todo = list(marks)
+        by_slot: dict[int, list[Mark]] = {}
+        for mark in marks:
+            by_slot.setdefault(self._commands.slot(mark.session), []).append(mark)
         calls = []
-        for start in range(0, len(todo), _MARKS_A_CALL):
-            some = todo[start : start + _MARKS_A_CALL]
-            args: list[Argument] = [part for mark in some for part in mark.position]
-            calls.append(self._commands.script(MARK_SENT, [mark.session for mark in some], args))
-        await asyncio.gather(*calls)
+        for todo in by_slot.values():
+            for start in range(0, len(todo), _MARKS_A_CALL):
+                some = todo[start : start + _MARKS_A_CALL]
+                args: list[Argument] = [part for mark in some for part in mark.position]
+                calls.append(self._commands.script(MARK_SENT, [mark.session for mark in some], args))
+        for end in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(end, BaseException):
+                raise end
 
     async def replace_older(self, session: str, generation: int) -> None:
         """Ask every pod to close the session's connections that are older than ``generation``.
@@ -174,12 +212,12 @@ class SessionLog:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        await self._commands.call("PUBLISH", session, f"!{generation}")
+        await self._commands.publish(session, f"!{generation}")
 
 
-def _head(reply: list[bytes | None] | BaseException) -> Position | RedisRefused | None:
-    """One session's keys that hold something else must not keep the others from being compared."""
-    if isinstance(reply, RedisRefused):
+def _head(reply: list[bytes | None] | BaseException) -> Position | RedisUnavailable | None:
+    """One session that cannot be read must not keep the others from being compared."""
+    if isinstance(reply, RedisUnavailable):
         return reply
     if isinstance(reply, BaseException):
         raise reply
@@ -212,8 +250,3 @@ def parse_push(payload: bytes) -> Batch | Live | Replaced:
         return Replaced(int(head[1:]))
     epoch, _, first = head.partition(b":")
     return Batch(epoch.decode("ascii"), int(first), rest.split(b"\n"))
-
-
-def _forget(future: asyncio.Future[object]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from backplane.errors import ConfigurationError
-from backplane.keys import TIERS, Keys
+from backplane.keys import TIERS, Keys, is_id
 
 ENV_PREFIX = "ORCHESTRATOR_"
 
@@ -74,6 +74,10 @@ class Settings:
         "Name of the list to which the AES pushes the callbacks of a tenant.",
         group="Queues",
     )
+    callback_lists: str = _setting(
+        "", "Tenants too busy for one callback list, and over how many theirs are spread: acme=4,other=8.",
+        group="Queues",
+    )  # fmt: skip
     actions_queue_max: int = _setting(
         100_000, "Actions that may wait in one tier's queue; a send beyond is answered 503.",
         unit="actions", least=1, group="Queues",
@@ -121,6 +125,18 @@ class Settings:
     transfer_concurrency: int = _setting(
         16, "Callback lists from which a router moves at the same time.",
         unit="lists", least=1, most=1_000, group="Router",
+    )  # fmt: skip
+    router_port: int = _setting(
+        0, "Port on which a router answers /livez, /readyz and /health/detailed, at HOST; 0: none.",
+        unit="port", least=0, most=65_535, group="Router",
+    )  # fmt: skip
+    stuck_after_s: float = _setting(
+        10.0, "A callback that waits longer in its list makes its router not ready, and /health/detailed degraded.",
+        unit="s", least=0.5, group="Router",
+    )  # fmt: skip
+    router_lease_s: float = _setting(
+        2.0, "A router that says nothing for so long has lost its callback lists to the others.",
+        unit="s", least=0.2, most=60, group="Router",
     )  # fmt: skip
     sweep_interval_s: float = _setting(
         30.0, "How often a router looks for callback lists that no wake-up told it of.",
@@ -199,9 +215,21 @@ class Settings:
         0.2, "How often a pod notes in Redis what its sockets have been sent (for clients without a cursor).",
         unit="s", least=0.01, most=10, group="Connections",
     )  # fmt: skip
+    connection_max_age_s: float = _setting(
+        3600.0, "A socket is asked to reconnect at this age ±20 %, so that added pods get their share; 0: never.",
+        unit="s", least=0, group="Connections",
+    )  # fmt: skip
+    reconnect_jitter_s: float = _setting(
+        1.0, "Clients that are asked to reconnect are told to wait a random time of up to this before.",
+        unit="s", least=0, most=600, group="Connections",
+    )  # fmt: skip
+    drain_readiness_s: float = _setting(
+        3.0, "After SIGTERM a pod is not ready for so long before it closes sockets, for load balancers to notice.",
+        unit="s", least=0, most=600, group="Pod",
+    )  # fmt: skip
     drain_timeout_s: float = _setting(
-        10.0, "Time that sends in flight and closing sockets have after SIGTERM.",
-        unit="s", least=0.1, group="Pod",
+        20.0, "Time after that over which the sockets are closed evenly, and that sends in flight have.",
+        unit="s", least=0.1, most=3600, group="Pod",
     )  # fmt: skip
     presence_interval_s: float = _setting(
         2.0, "How often a process says that it lives; three missed, and it and its connections are gone.",
@@ -210,6 +238,10 @@ class Settings:
     probe_interval_s: float = _setting(
         1.0, "How often a pod sends itself a message through Redis; two missed, and it is not ready.",
         unit="s", least=0.05, most=60, group="Pod",
+    )  # fmt: skip
+    deaf_limit_s: float = _setting(
+        30.0, "A pod through which no messages get for so long asks its clients to connect to another one.",
+        unit="s", least=0.2, group="Pod",
     )  # fmt: skip
 
     # Tiers.
@@ -232,7 +264,11 @@ class Settings:
             ConfigurationError: a template is not usable.
         """
         return Keys(
-            self.key_prefix, self.environment, self.actions_queue_template, self.callbacks_queue_template
+            self.key_prefix,
+            self.environment,
+            self.actions_queue_template,
+            self.callbacks_queue_template,
+            _spread(self.callback_lists),
         )
 
     def for_tier(self, name: str, tier: str) -> int:
@@ -265,6 +301,23 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Setting
     settings = Settings(**values)
     settings.keys()
     return settings
+
+
+def _spread(text: str) -> dict[str, int]:
+    """Read ``tenant=lists,tenant=lists``.
+
+    Raises:
+        ConfigurationError: it is not like that.
+    """
+    spread: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        tenant_id, _, lists = part.partition("=")
+        if not is_id(tenant_id) or not re.fullmatch(r"[0-9]{1,3}", lists) or not 2 <= int(lists) <= 256:
+            raise ConfigurationError(
+                f"CALLBACK_LISTS={text!r} must be like acme=4,other=8, with 2 to 256 lists for each tenant"
+            )
+        spread[tenant_id] = int(lists)
+    return spread
 
 
 def flag_of(name: str) -> str:

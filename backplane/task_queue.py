@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from backplane.errors import QueueFull
-from backplane.link import Link
 from backplane.scripts import ENQUEUE
+from backplane.store import Store
 
 
 class TaskQueue:
     """Pushes actions.
 
     Args:
-        link: through which.
+        store: through which.
         most: actions that may wait in one queue.
     """
 
-    def __init__(self, link: Link, most: int) -> None:
-        self._link = link
+    def __init__(self, store: Store, most: int) -> None:
+        self._store = store
         self._most = most
 
     async def push(self, queue_name: str, action: bytes) -> None:
@@ -26,7 +26,7 @@ class TaskQueue:
             QueueFull: as many as allowed wait already.
             RedisUnavailable: Redis did not answer; whether the action was queued is unknown.
         """
-        if await self._link.script(ENQUEUE, [queue_name], [action, self._most]) < 0:
+        if await self._store.script(ENQUEUE, [queue_name], [action, self._most]) < 0:
             raise QueueFull(f"{queue_name} holds {self._most} actions already")
 
     async def length(self, queue_name: str) -> int:
@@ -35,4 +35,4 @@ class TaskQueue:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        return int(await self._link.call("LLEN", queue_name))
+        return int(await self._store.call("LLEN", queue_name))

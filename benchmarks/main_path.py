@@ -123,7 +123,8 @@ def _push(redis_port: int, clients: Clients, count: int, rate: float, tag: str) 
     return pushed
 
 
-async def _phase(cluster: Cluster, clients: Clients, count: int, rate: float, tag: str) -> Phase:
+async def run_phase(cluster: Cluster, clients: Clients, count: int, rate: float, tag: str) -> Phase:
+    """Push ``count`` callbacks, ``rate`` a second (0: at full speed), and measure."""
     groups: dict[str, Sequence[Process]] = {
         "router": cluster.routers,
         "pods": cluster.pods,
@@ -159,8 +160,8 @@ async def measure(cluster: Cluster, arguments: argparse.Namespace) -> Result:
     empty = sum(pod.rss_kib() for pod in cluster.pods)
     await clients.open([pod.port for pod in cluster.pods])
     full = sum(pod.rss_kib() for pod in cluster.pods)
-    burst = await _phase(cluster, clients, arguments.messages, 0, "burst")
-    paced = await _phase(cluster, clients, arguments.messages // 2, arguments.rate, "paced")
+    burst = await run_phase(cluster, clients, arguments.messages, 0, "burst")
+    paced = await run_phase(cluster, clients, arguments.messages // 2, arguments.rate, "paced")
     for socket in clients.sockets:
         socket.drop()
         await socket.lost

@@ -7,11 +7,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from backplane.presence import living
+from backplane.presence import Summary, living
 from gateway.http import EXCEPTION_HANDLERS, json_response
 from gateway.pod import Pod
 from gateway.send_endpoint import send_endpoint
 from gateway.stats_endpoints import chat_stats_endpoint, ws_stats_endpoint
+
+
+def _trouble(routers: dict[str, Summary]) -> str | None:
+    """Why callbacks do not get to the session logs as they should; None if they do."""
+    if not routers:
+        return "no router lives: callbacks wait in their lists"
+    told = {name: summary.get("reason") for name, summary in routers.items()}
+    return "; ".join(f"router {name}: {reason}" for name, reason in told.items() if reason) or None
 
 
 def build_app(pod: Pod) -> Starlette:
@@ -32,15 +40,16 @@ def build_app(pod: Pod) -> Starlette:
 
     async def detailed(_request: Request) -> Response:
         problem = pod.health.problem()
-        redis = pod.command_link.up and pod.feed_link.up
-        routers = await living(pod.command_link, pod.keys, "routers") if redis else None
-        round_trip_s = pod.health.round_trip_s
+        redis = pod.commands.up and pod.feed.up
+        routers = await living(pod.commands, pod.keys, "routers") if redis else None
+        trouble = None if routers is None else _trouble(routers)
+        round_trip_s = pod.health.probes.round_trip_s
         return json_response(
             {
-                "status": "ok" if problem is None and routers else "degraded",
+                "status": "ok" if problem is None and trouble is None else "degraded",
                 "service": "agent_orchestrator",
                 "ready": problem is None,
-                "reason": problem or (None if routers else "no router lives: callbacks wait in their lists"),
+                "reason": problem or trouble,
                 "redis": {
                     "address": pod.redis_shown,
                     "connected": redis,

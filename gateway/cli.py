@@ -135,8 +135,10 @@ def _gateway(arguments: argparse.Namespace) -> int:
 
 def _router(arguments: argparse.Namespace) -> int:
     from backplane.router.app import run_router
+    from gateway.router_health import serve_health
 
-    return _run(run_router(_settings(arguments)))
+    settings = _settings(arguments)
+    return _run(run_router(settings, lambda router: serve_health(settings, router)))
 
 
 def _demo_agent(arguments: argparse.Namespace) -> int:

@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         "bad_frames",
         "behind",
         "connection_id",
+        "expires",
         "feed",
         "generation",
         "heard",
@@ -78,6 +79,7 @@ class Connection(asyncio.Protocol):
         self.behind = False
         self.heard = 0  # the wheel's tick at which the client was last heard
         self.slot = -1
+        self.expires = 0  # the wheel's tick from which on it is asked to reconnect; 0: never
         self.since = 0  # when it was accepted, seconds since 1970
         self.bad_frames = 0
         self.in_flight = 0
@@ -197,6 +199,20 @@ class Connection(asyncio.Protocol):
     def restart(self, reason: str) -> None:
         self._endpoint.ask_to_reconnect(self, reason)
 
+    # gateway.drain.Leaving
+
+    @property
+    def attached(self) -> bool:
+        return self.feed is not None and self.state == State.OPEN
+
+    @property
+    def busy(self) -> bool:
+        # What has not left the process counts as not sent, and would come again.
+        return self.in_flight > 0 or self.sent is None
+
+    def retire(self, reason: str) -> None:
+        self._endpoint.retire(self, reason)
+
     # Closing.
 
     def close(self, code: int, reason: str) -> None:
@@ -233,7 +249,10 @@ class Connection(asyncio.Protocol):
     def detach(self) -> asyncio.Task[None] | None:
         """Leave the session; returns the task that notes what was sent, if there is one."""
         feed, self.feed = self.feed, None
-        return None if feed is None else self._endpoint.hub.detach(feed, self)
+        noting = None if feed is None else self._endpoint.hub.detach(feed, self)
+        if noting is not None:
+            self._endpoint.keep(noting)
+        return noting
 
     # Frames.
 

@@ -62,12 +62,12 @@ class _Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> None:
         if self.process is None:
             return
         self.signal(signal.SIGTERM)
-        if not self._gone(_STOP_TIMEOUT_S):
-            print(f"{self.name} did not stop in {_STOP_TIMEOUT_S:.0f} s and is killed")
+        if not self._gone(timeout_s):
+            print(f"{self.name} did not stop in {timeout_s:.0f} s and is killed")
             self.signal(signal.SIGKILL)
             self._gone(_STOP_TIMEOUT_S)
 
@@ -119,8 +119,9 @@ class _Dev:
 
     def stop(self) -> None:
         # Agent and pods first, so that what is in flight still finds router and Redis.
+        drain_s = self._settings.drain_readiness_s + self._settings.drain_timeout_s
         for child in reversed(self.children):
-            child.stop()
+            child.stop(_STOP_TIMEOUT_S + drain_s)
 
     def watch(self) -> None:
         """Start again what dies; returns only by a signal's exception."""
@@ -206,6 +207,9 @@ def _variables(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> d
     variables |= {ENV_PREFIX + name.upper(): value for name, value in flags.items() if value is not None}
     variables.setdefault(f"{ENV_PREFIX}JWT_SECRET", secrets.token_urlsafe(32))
     variables.setdefault(f"{ENV_PREFIX}LOG_LEVEL", "warning")
+    # No load balancer has to notice, and whoever presses Ctrl-C waits.
+    variables.setdefault(f"{ENV_PREFIX}DRAIN_READINESS_S", "0")
+    variables.setdefault(f"{ENV_PREFIX}DRAIN_TIMEOUT_S", "1")
     return variables
 
 

@@ -94,6 +94,12 @@ class Feed:
         return self.channel.decode()
 
     @property
+    def placed(self) -> list[Subscriber]:
+        """Sockets whose seq is one of the present epoch."""
+        groups = [group for group in self.catching if group.position.epoch == self.epoch]
+        return [*self.sockets, *(socket for group in groups for socket in group.sockets)]
+
+    @property
     def everyone(self) -> list[Subscriber]:
         """All sockets, live or catching up."""
         return [*self.sockets, *(socket for group in self.catching for socket in group.sockets)]

@@ -14,33 +14,33 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
-from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Gap, Position, merge
 from backplane.session_log import Live, Mark, Replaced, Resumed, SessionLog, parse_push
+from backplane.store import Store
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.frames import encode_text
 from gateway.outgoing import batch_frames
 
-_CHANNELS_A_COMMAND = 500
 _SESSIONS_A_CHECK = 64  # more would keep live messages waiting for milliseconds
 _REFUSED_PAUSE_S = 0.5
+_MESSAGES = (b"message", b"smessage")
 
 
 class Hub:
     """All sessions on this pod.
 
     Args:
-        link: carries subscriptions and reads; give it `on_push` and `on_connect`.
-        session_log: reads logs over that link.
+        feed: the store that carries subscriptions and reads; give it `on_push` and `channels`.
+        session_log: reads logs over that store.
         log: for operators.
         others: gets the pushes of channels that are no session's.
     """
 
     def __init__(
-        self, link: Link, session_log: SessionLog, log: Logger, others: Callable[[bytes, bytes], None]
+        self, feed: Store, session_log: SessionLog, log: Logger, others: Callable[[bytes, bytes], None]
     ) -> None:
-        self._link = link
+        self._store = feed
         self._session_log = session_log
         self._log = log
         self._others = others
@@ -90,11 +90,7 @@ class Hub:
             self._abandon(feed, group)
             return None
         if feed.epoch != epoch:
-            # Those that are catching up too: what they were sent must not be noted under the new epoch.
-            self._restart(feed.everyone, "the session's log began anew")
-            if feed.epoch is not None:
-                feed.replaced = 0  # generations began anew too
-            feed.epoch, feed.marked = epoch, 0
+            self._begin_epoch(feed, epoch)
         group.position = Position(epoch, resumed.start)
         group.sockets.append(socket)
         group.send(resumed.page)
@@ -110,12 +106,13 @@ class Hub:
         Returns:
             The task that notes what the socket was sent, if that has to be noted.
         """
+        placed = socket in feed.placed
         if socket in feed.sockets:
             feed.sockets.remove(socket)
         for group in feed.catching:
             if socket in group.sockets:
                 group.sockets.remove(socket)
-        mark = self._mark(feed, [socket])
+        mark = self._mark(feed, [socket]) if placed else None
         noting = None if mark is None else self._spawn(self._note(feed, mark))
         self._drop_if_empty(feed)
         return noting
@@ -149,8 +146,8 @@ class Hub:
     # Live messages.
 
     def on_push(self, push: list[Any]) -> None:
-        """What Redis pushed on the feed link."""
-        if push[0] != b"message":
+        """What Redis pushed on the feed."""
+        if push[0] not in _MESSAGES:
             return
         feed = self._feeds.get(push[1])
         if feed is None:
@@ -207,12 +204,25 @@ class Hub:
 
     # Catching up.
 
+    def _begin_epoch(self, feed: Feed, epoch: str) -> None:
+        """The log goes on under another epoch: where the sockets stand in it, it has to say itself."""
+        before, feed.epoch = feed.epoch, epoch
+        feed.marked = 0
+        if before is None:
+            return
+        feed.replaced = 0  # generations may have been lost too
+        if feed.sockets:
+            self._read_from(feed, list(feed.sockets), before)
+
     def _catch_up(self, feed: Feed, sockets: list[Subscriber]) -> None:
         """Read on from the log for sockets that are not at its head."""
+        self._read_from(feed, sockets, feed.epoch or "")
+
+    def _read_from(self, feed: Feed, sockets: list[Subscriber], epoch: str) -> None:
         for socket in sockets:
             feed.sockets.remove(socket)
             socket.behind = False
-        group = CatchUp(sockets, Position(feed.epoch or "", min(socket.seq for socket in sockets)))
+        group = CatchUp(sockets, Position(epoch, min(socket.seq for socket in sockets)))
         feed.catching.append(group)
         self._spawn(self._read_on(feed, group))
 
@@ -225,14 +235,18 @@ class Hub:
                     await asyncio.sleep(_REFUSED_PAUSE_S)  # the link is up: it would be refused at once again
                     continue
                 except RedisUnavailable:
-                    await self._link.wait_up()
+                    await self._store.wait_for(feed.session)
                     continue
-                if page.epoch != group.position.epoch or page.head < group.position.seq:
-                    self._restart(group.sockets, "the session's log began anew")
+                # They were sent what Redis has lost since; what has these seqs now is something else.
+                ahead = [socket for socket in group.sockets if socket.seq > page.standing]
+                self._restart(ahead, "Redis lost the end of the session's log")
+                if not group.sockets:
                     return
                 if page.oldest > group.position.seq + 1:
                     self._restart(group.sockets, "the session's log no longer reaches back")
                     return
+                if page.epoch != feed.epoch:
+                    self._begin_epoch(feed, page.epoch)
                 group.send(page.batch)
                 if self._join_live(feed, group, page.head):
                     return
@@ -246,6 +260,8 @@ class Hub:
 
         Runs without a pause, so that no live message falls between the merge and going live.
         """
+        if group.position.epoch != feed.epoch:
+            return False  # another epoch has begun meanwhile
         if all(socket.behind for socket in group.sockets):
             pass  # they read on when they can take more
         elif group.position.seq < head:
@@ -273,34 +289,36 @@ class Hub:
 
     # After a lost connection, and every few seconds.
 
-    async def on_connect(self) -> None:
-        """The feed link is new: subscribe again, before anything is read over it."""
-        channels = [feed.session for feed in self._feeds.values()]
-        for start in range(0, len(channels), _CHANNELS_A_COMMAND):
-            self._session_log.subscribe(channels[start : start + _CHANNELS_A_COMMAND])
+    def channels(self) -> list[str]:
+        """All sessions' channels, for a connection that has to subscribe them again."""
+        return [feed.session for feed in self._feeds.values()]
 
-    async def check_positions(self, pause_s: float, *, renew: bool = False) -> None:
+    async def check_positions(self, pause_s: float, *, renew: bool = False) -> int:
         """Compare all sessions with their logs, and catch up where something was missed.
 
         Args:
             pause_s: time over which to spread it (0: at once).
             renew: also put off the expiry of the sessions, which have sockets and so are in use.
 
-        Raises:
-            RedisUnavailable: Redis did not answer.
+        Returns:
+            How many sessions could not be compared, as their server is away.
         """
         feeds = list(self._feeds.values())
         slices = [feeds[i : i + _SESSIONS_A_CHECK] for i in range(0, len(feeds), _SESSIONS_A_CHECK)]
+        unread = 0
         for some in slices:
             heads = await self._session_log.heads([feed.session for feed in some], renew=renew)
             for feed, head in zip(some, heads, strict=True):
-                self._compare(feed, head)
+                if isinstance(head, RedisRefused):
+                    self._log.warning("position_unreadable", session=feed.session, reason=str(head))
+                elif isinstance(head, RedisUnavailable):
+                    unread += 1
+                else:
+                    self._compare(feed, head)
             await asyncio.sleep(pause_s / len(slices))
+        return unread
 
-    def _compare(self, feed: Feed, head: Position | RedisRefused | None) -> None:
-        if isinstance(head, RedisRefused):
-            self._log.warning("position_unreadable", session=feed.session, reason=str(head))
-            return
+    def _compare(self, feed: Feed, head: Position | None) -> None:
         # Whatever is not as it should be is read: that tells a log that was rewound or began anew from a
         # reply that is only older than what has been pushed, or opened, since.
         seq = head.seq if head is not None and head.epoch == feed.epoch else -1
@@ -321,7 +339,7 @@ class Hub:
         marks = []
         for feed in feeds:
             everyone = feed.everyone
-            mark = self._mark(feed, everyone)
+            mark = self._mark(feed, feed.placed)
             if mark is not None:
                 marks.append(mark)
             if any(socket.sent is None for socket in everyone):

@@ -10,6 +10,7 @@ from typing import Any
 from backplane.errors import RedisUnavailable
 from backplane.link import Link
 from backplane.log import get_logger
+from backplane.open_store import open_store
 from backplane.ownership import Ownership
 from backplane.presence import MISSED_BEATS, Presence, Summary
 from backplane.redis_client import parse_redis_url
@@ -19,12 +20,17 @@ from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
 from gateway.auth import Authenticator
 from gateway.conversation import Conversation
+from gateway.drain import close_paced, pause, unless
 from gateway.health import Health
 from gateway.hub import Hub
 from gateway.sender import Sender
 from gateway.websocket_endpoint import WebSocketEndpoint
 
 _RENEW_EVERY_S = 600.0
+_DEAF_CLOSE_S = 1.0
+_DEAF_CLOSE_A_S = 2_000  # sockets a second at most: the other pods have to take them in
+_BY_HAND_S = 1.0  # who presses Ctrl-C does not want to wait
+_LAST_WORDS_S = 1.5  # a Redis that does not answer does not keep the process
 
 
 class Pod:
@@ -43,32 +49,36 @@ class Pod:
         target = parse_redis_url(settings.redis_url)
         self.redis_shown = target.shown
         timeout_s = settings.redis_timeout_s
-        self.feed_link = Link(
+        self.feed = open_store(
             target,
             "orchestrator-pod-feed",
             timeout_s=timeout_s,
             on_push=self._on_push,
-            on_connect=self._on_feed_connect,
+            channels=lambda: (*self.health.probes.names(), *self.hub.channels()),
             on_change=self._on_feed_change,
-            on_failure=self._on_link_failure,
+            on_failure=self._on_failure,
+            on_moved=self._check_soon,
         )
-        self.command_link = Link(
+        self.commands = open_store(
             target,
             "orchestrator-pod",
             timeout_s=timeout_s,
             on_change=self._on_command_change,
-            on_failure=self._on_link_failure,
+            on_failure=self._on_failure,
         )
-        self.session_log = SessionLog(self.feed_link, self.command_link, self.keys, settings)
+        self.session_log = SessionLog(self.feed, self.commands, self.keys, settings)
         self.health = Health(
-            self.feed_link, self.command_link, self.keys.pod_channel(self.id), settings.probe_interval_s
+            self.feed,
+            self.commands,
+            lambda number: self.keys.pod_channel(self.id, number),
+            settings.probe_interval_s,
         )
-        self.hub = Hub(self.feed_link, self.session_log, self.log, self._on_other)
-        self.queue = TaskQueue(self.command_link, settings.actions_queue_max)
+        self.hub = Hub(self.feed, self.session_log, self.log, self.health.heard)
+        self.queue = TaskQueue(self.commands, settings.actions_queue_max)
         self.sender = Sender(settings, self.keys, self.session_log, self.queue)
         self.conversation = Conversation(settings, self.sender, self.log)
         ttl_ms = int(settings.presence_interval_s * MISSED_BEATS * 1000)
-        self.ownership = Ownership(self.command_link, self.keys, self.id, ttl_ms, self.log)
+        self.ownership = Ownership(self.commands, self.keys, self.id, ttl_ms, self.log)
         self.sockets = WebSocketEndpoint(
             settings,
             self.keys,
@@ -81,7 +91,7 @@ class Pod:
             self.log,
         )
         self.presence = Presence(
-            self.command_link,
+            self.commands,
             self.keys,
             "pods",
             self.id,
@@ -91,6 +101,8 @@ class Pod:
             on_forgotten=self.sockets.rewrite_ownership,
         )
         self._background: set[asyncio.Task[None]] = set()
+        self._checking: asyncio.Task[None] | None = None
+        self._check_again = False
 
     def summary(self) -> Summary:
         """What the pod tells the cluster of itself."""
@@ -109,53 +121,60 @@ class Pod:
     def tasks(self) -> dict[str, Any]:
         """The pod's long-lived coroutines, by name."""
         return {
-            "feed_link": self.feed_link.run(),
-            "command_link": self.command_link.run(),
+            "feed": self.feed.run(),
+            "commands": self.commands.run(),
             "wheel": self.sockets.wheel.run(),
-            "probe": self.health.run(),
+            "probes": self.health.probes.run(),
             "presence": self.presence.run(),
             "marks": self._mark_forever(),
             "positions": self._check_forever(),
+            "deafness": self._watch_deafness(),
         }
 
-    async def drain(self) -> None:
-        """Finish what is under way and close every socket with a code that says to come back."""
+    async def drain(self, hurry: asyncio.Event, *, by_hand: bool = False) -> None:
+        """Finish what is under way and close every socket with a code that says to come back.
+
+        Args:
+            hurry: once it is set, nothing more is waited for that need not be.
+            by_hand: somebody waits for it; be quick.
+        """
         self.health.draining = True
         settings = self.settings
-        if self.conversation.sends_in_flight:
-            await asyncio.wait(self.conversation.sends_in_flight, timeout=settings.drain_timeout_s / 2)
+        readiness_s = 0.0 if by_hand else settings.drain_readiness_s
+        over_s = min(settings.drain_timeout_s, _BY_HAND_S) if by_hand else settings.drain_timeout_s
+        self.log.info("pod_draining", sockets=len(self.sockets.wheel), readiness_s=readiness_s, over_s=over_s)
+        await pause(readiness_s, hurry)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + over_s
+        await self.sockets.close_all(over_s, "the pod restarts", hurry)
+        if self.conversation.sends_in_flight:  # of sockets that are gone
+            await unless(hurry, asyncio.wait(self.conversation.sends_in_flight), deadline - loop.time())
         try:
-            # Before the sockets are closed: their clients may be on another pod a moment later.
-            await self.hub.flush_marks()
-        except RedisUnavailable as error:
-            self.log.warning("marks_not_written", reason=str(error))
-        await self.sockets.close_all(settings.drain_timeout_s / 2)
-        try:
-            await self.presence.leave()
-        except RedisUnavailable as error:
-            self.log.warning("left_without_goodbye", reason=str(error))
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self.sockets.noted()
+                await self.hub.flush_marks()
+                await self.presence.leave()
+        except (RedisUnavailable, TimeoutError) as error:
+            reason = str(error) or f"Redis did not answer within {_LAST_WORDS_S:g} s"
+            self.log.warning("left_without_goodbye", reason=reason)
 
-    # Links.
+    # Redis.
 
     def _on_push(self, push: list[Any]) -> None:
         self.hub.on_push(push)
 
-    def _on_other(self, channel: bytes, payload: bytes) -> None:
-        if channel == self.health.channel:
-            self.health.heard(payload)
-
-    async def _on_feed_connect(self) -> None:
-        self.health.subscribe()
-        await self.hub.on_connect()
-
-    def _on_feed_change(self, up: bool) -> None:
-        self._say(up, "subscriptions", self.feed_link)
+    def _on_feed_change(self, link: Link, up: bool) -> None:
+        self._say(up, "subscriptions", link)
         if up:
-            self._spawn(self._check_at_once())
+            self._check_soon()
+        else:
+            self.health.probes.lost()
 
-    def _on_command_change(self, up: bool) -> None:
-        self._say(up, "commands", self.command_link)
-        if up and self.command_link.connects > 1:
+    def _on_command_change(self, link: Link, up: bool) -> None:
+        self._say(up, "commands", link)
+        if not up:
+            self.health.probes.lost()
+        elif self.commands.connects > len(self.commands.links):
             self._spawn(self._enter_again())
 
     async def _enter_again(self) -> None:
@@ -165,14 +184,16 @@ class Pod:
         except RedisUnavailable:
             pass  # it went away again; the next connect does this again
 
-    def _on_link_failure(self, reason: str) -> None:
+    def _on_failure(self, reason: str) -> None:
         self.log.error("redis_unreachable", redis=self.redis_shown, reason=reason)
 
     def _say(self, up: bool, what: str, link: Link) -> None:
         if up:
-            self.log.info("redis_connected", link=what)
+            self.log.info("redis_connected", connection=what, server=str(link.address))
         else:
-            self.log.warning("redis_lost", link=what, reason=link.last_error)
+            self.log.warning(
+                "redis_lost", connection=what, server=str(link.address), reason=link.last_error
+            )
 
     # Background.
 
@@ -182,7 +203,7 @@ class Pod:
             try:
                 await self.hub.flush_marks()
             except RedisUnavailable:
-                await self.command_link.wait_up()
+                await asyncio.sleep(self.settings.mark_sent_interval_s)
 
     async def _check_forever(self) -> None:
         """Compare all positions with their logs, spread over the interval."""
@@ -191,25 +212,51 @@ class Pod:
         renewed_at = time.monotonic()
         while True:
             renew = time.monotonic() - renewed_at >= renew_s
-            try:
-                await self.hub.check_positions(interval_s / 2, renew=renew)
-            except RedisUnavailable as error:
-                self.log.debug("positions_not_checked", reason=str(error))
-            else:
-                renewed_at = time.monotonic() if renew else renewed_at
+            unread = await self.hub.check_positions(interval_s / 2, renew=renew)
+            if renew and not unread:
+                renewed_at = time.monotonic()
             await asyncio.sleep(interval_s / 2)
 
-    async def _check_at_once(self) -> None:
-        """What was published while the feed link was away shows now, not with the next message."""
-        try:
-            await self.hub.check_positions(0)
-        except RedisUnavailable as error:
-            self.log.debug("positions_not_checked", reason=str(error))  # connecting again checks again
+    async def _watch_deafness(self) -> None:
+        """Send the clients elsewhere when messages have not got through for long, whatever was tried."""
+        deaf_since: float | None = None
+        while True:
+            await asyncio.sleep(self.settings.probe_interval_s / 2)
+            problem = self.health.deafness()
+            if problem is None:
+                deaf_since, self.health.given_up = None, False
+                continue
+            now = time.monotonic()
+            deaf_since = now if deaf_since is None else deaf_since
+            if now - deaf_since < self.settings.deaf_limit_s or self.health.draining:
+                continue
+            if not self.health.given_up:
+                self.health.given_up = True
+                sockets = self.sockets.wheel.connections
+                self.log.error("pod_deaf", reason=problem, sockets=len(sockets))
+                over_s = max(_DEAF_CLOSE_S, len(sockets) / _DEAF_CLOSE_A_S)
+                await close_paced(sockets, over_s, "messages do not get through this pod", asyncio.Event())
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _check_soon(self) -> None:
+        """What was published while a connection was away shows now, not with the next message."""
+        if self._checking is None or self._checking.done():
+            self._checking = self._spawn(self._check_at_once())
+        else:
+            self._check_again = True
+
+    async def _check_at_once(self) -> None:
+        self._check_again = True
+        while self._check_again:
+            self._check_again = False
+            unread = await self.hub.check_positions(0)
+            if unread:  # connecting again checks again
+                self.log.debug("positions_not_checked", sessions=unread)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

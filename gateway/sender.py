@@ -37,13 +37,13 @@ class Sender:
         """
         check_agent(identity, context.agent_id)
         keys, tier, now = self._keys, identity.tenant_tier, time.time()
-        queue_name, callbacks = keys.actions(tier), keys.callbacks(identity.tenant_id)
-        task_id = uuid4()
-        action = build_action(
-            self._settings, identity, context, body,
-            task_id=task_id, action_id=uuid4(), queue_name=queue_name, callback_queue=callbacks, now=now,
-        )  # fmt: skip
+        queue_name, task_id = keys.actions(tier), uuid4()
         try:
+            callbacks = await self._log.callback_list(identity.tenant_id, identity.session_id)
+            action = build_action(
+                self._settings, identity, context, body,
+                task_id=task_id, action_id=uuid4(), queue_name=queue_name, callback_queue=callbacks, now=now,
+            )  # fmt: skip
             position = await self._log.ensure(keys.session(callbacks, identity.session_id))
             await self._queue.push(queue_name, action)
         except QueueFull:

@@ -21,14 +21,38 @@ from gateway.http_protocol import bounded_protocol
 from gateway.pod import Pod
 
 _BACKLOG = 4_096
+_REQUESTS_S, _REQUESTS_IN_HURRY_S = 5, 1  # for HTTP requests under way, after the sockets are closed
 
 
-class _Server(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     """uvicorn, without its signal handlers: it would close every socket before the pod can say goodbye."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class Stopping:
+    """What the signals have asked for.
+
+    Attributes:
+        asked: the pod shall stop.
+        hurry: and wait for nothing; set by a second signal.
+        by_hand: the first was SIGINT, Ctrl-C at a terminal.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.by_hand = False
+
+    def on_signal(self, number: int) -> None:
+        """SIGTERM or SIGINT has come."""
+        if self.asked.is_set():
+            self.hurry.set()
+        else:
+            self.by_hand = number == signal.SIGINT
+            self.asked.set()
 
 
 def check_exposure(settings: Settings) -> None:
@@ -82,10 +106,10 @@ async def run_gateway(settings: Settings) -> int:
     check_exposure(settings)
     pod = Pod(settings)
     listening = listening_socket(settings.host, settings.port)
-    server = _Server(_config(pod))
-    stop = asyncio.Event()
+    server = QuietServer(_config(pod))
+    stopping = Stopping()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stopping.on_signal, number)
     if settings.auth == "none":
         pod.log.warning("authentication_off", host=settings.host)
     calm_collector()
@@ -100,11 +124,13 @@ async def run_gateway(settings: Settings) -> int:
 
     async def goodbye() -> None:
         # Only after the pod's own goodbye: until then /readyz says 503 and requests under way are answered.
-        await pod.drain()
+        await pod.drain(stopping.hurry, by_hand=stopping.by_hand)
+        if stopping.hurry.is_set():
+            server.config.timeout_graceful_shutdown = _REQUESTS_IN_HURRY_S
         server.should_exit = True
         await http_done.wait()
 
-    clean = await run_until(stop, {**pod.tasks(), "http": serve_http()}, pod.log, goodbye)
+    clean = await run_until(stopping.asked, {**pod.tasks(), "http": serve_http()}, pod.log, goodbye)
     pod.log.info("pod_stopped", clean=clean)
     return 0 if clean else 1
 
@@ -121,5 +147,5 @@ def _config(pod: Pod) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=_REQUESTS_S,
     )

@@ -38,7 +38,7 @@ def ws_stats_endpoint(pod: Pod) -> Endpoint:
 
 async def _pods(pod: Pod) -> dict[str, Summary]:
     """What the pods said with their last heartbeat, and this one says now."""
-    return {**await living(pod.command_link, pod.keys, "pods"), pod.id: pod.summary()}
+    return {**await living(pod.commands, pod.keys, "pods"), pod.id: pod.summary()}
 
 
 async def _of_tenant(pod: Pod, pod_ids: list[str], tenant_id: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ async def _of_tenant(pod: Pod, pod_ids: list[str], tenant_id: str) -> dict[str, 
         check_id(tenant_id, "tenant_id")
     except InvalidId as error:
         raise ClientError(400, "invalid_id", str(error)) from None
-    counts = await tenant_connections(pod.command_link, pod.keys, pod_ids, tenant_id)
+    counts = await tenant_connections(pod.commands, pod.keys, pod_ids, tenant_id)
     return {
         "tenant_id": tenant_id,
         "connections": sum(counts.values()),
@@ -61,7 +61,7 @@ def chat_stats_endpoint(pod: Pod) -> Endpoint:
     async def chat_stats(_request: Request) -> Response:
         names = [pod.keys.actions(tier) for tier in TIERS]
         pods = await _pods(pod)
-        routers = await living(pod.command_link, pod.keys, "routers")
+        routers = await living(pod.commands, pod.keys, "routers")
         lengths = await asyncio.gather(*[pod.queue.length(name) for name in names])
         return json_response(
             {

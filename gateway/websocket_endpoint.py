@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -19,6 +22,7 @@ from gateway.auth import Authenticator, Identity, Stated
 from gateway.close_codes import CloseCode
 from gateway.connection import Connection, State
 from gateway.conversation import Conversation
+from gateway.drain import close_paced, unless
 from gateway.errors import ClientError, redis_unavailable
 from gateway.frames import FrameDecoder
 from gateway.health import Health
@@ -28,6 +32,7 @@ from gateway.wheel import Wheel
 
 PATH = "/ws/"
 _NOTING_S = 1.0  # a Redis that does not answer keeps no client from leaving
+_ANSWER_S = 1.0  # time for the answers to the last Closes, where there is no hurry a tenth of all at most
 SUBPROTOCOL = "orchestrator.v1"
 _BEARER_SUBPROTOCOL = "bearer."
 _NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
@@ -51,7 +56,7 @@ class WebSocketEndpoint:
         self.settings = settings
         self.hub = hub
         self.conversation = conversation
-        self.wheel = Wheel(settings.heartbeat_s)
+        self.wheel = Wheel(settings.heartbeat_s, settings.connection_max_age_s)
         self.closed_by_code: dict[int, int] = {}
         self.opened = 0
         self._keys = keys
@@ -61,6 +66,7 @@ class WebSocketEndpoint:
         self._health = health
         self._log = log
         self._tasks: set[asyncio.Task[None]] = set()
+        self._notes: set[asyncio.Task[None]] = set()
         self._all_gone: asyncio.Event | None = None  # there while the pod stops
 
     @property
@@ -102,6 +108,8 @@ class WebSocketEndpoint:
             raise ClientError(404, "not_found", "sockets are opened at /ws/{session_id}")
         if self._health.draining:
             raise _draining()
+        if self._health.given_up:
+            raise redis_unavailable()
         try:
             if self.settings.auth == "none":
                 _check_origin(request)
@@ -115,7 +123,7 @@ class WebSocketEndpoint:
         connection.identity = identity
         connection.connection_id = uuid4().hex
         connection.wants_chunks = request.query.get("stream") == "1"
-        session = self._session_log.channel(identity.tenant_id, identity.session_id)
+        session = await self._session_log.locate(identity.tenant_id, identity.session_id)
 
         def greet(resumed: Resumed) -> bool:
             if self._health.draining:  # since the log was asked
@@ -196,22 +204,44 @@ class WebSocketEndpoint:
 
         So a client that waits for the answer and comes back without a cursor is sent nothing twice.
         """
-        # Off the session at once: what is written from now on the client no longer reads.
+        self._detach(connection, partial(connection.finish, code))
+
+    def retire(self, connection: Connection, reason: str) -> None:
+        """Ask a client to come back, and close its socket; what it was sent is noted before."""
+        if connection.attached:  # else it takes its leave already
+            self._detach(connection, partial(self.ask_to_reconnect, connection, reason))
+
+    def _detach(self, connection: Connection, then: Callable[[], None]) -> None:
+        """Take a socket off its session at once, and go on when what it was sent is noted.
+
+        At once, because what is written from now on its client may no longer read.
+        """
         noting = connection.detach()
         if noting is None:
-            connection.finish(code)
+            then()
         else:
-            task = asyncio.create_task(self._say_goodbye(connection, code, noting))
+            task = asyncio.create_task(self._when_noted(noting, then))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _say_goodbye(self, connection: Connection, code: int, noting: asyncio.Task[None]) -> None:
+    async def _when_noted(self, noting: asyncio.Task[None], then: Callable[[], None]) -> None:
         await asyncio.wait({noting}, timeout=_NOTING_S)
-        connection.finish(code)
+        then()
 
-    def ask_to_reconnect(self, connection: Connection, reason: str, after_ms: int = 0) -> None:
-        """Ask a client to come back, and close its socket."""
+    def keep(self, noting: asyncio.Task[None]) -> None:
+        """Remember a note on its way to Redis: the pod does not end before it is there."""
+        self._notes.add(noting)
+        noting.add_done_callback(self._notes.discard)
+
+    async def noted(self) -> None:
+        """Wait until what closed sockets were sent is noted."""
+        if self._notes:
+            await asyncio.wait(self._notes)
+
+    def ask_to_reconnect(self, connection: Connection, reason: str) -> None:
+        """Ask a client to come back after a random while, and close its socket at once."""
         if connection.identity is not None:
+            after_ms = round(random.uniform(0, self.settings.reconnect_jitter_s) * 1000)
             data = {"reason": reason, "after_ms": after_ms}
             connection.write(outgoing.message(connection.identity, time.time(), "reconnect", data))
         connection.close(CloseCode.RESTART, reason)
@@ -243,17 +273,23 @@ class WebSocketEndpoint:
             if connection.identity is not None and connection.slot >= 0
         )
 
-    async def close_all(self, timeout_s: float) -> None:
-        """Close every socket because the pod stops, and wait for the clients' answers."""
-        for connection in self.wheel.connections:
-            self.ask_to_reconnect(connection, "the pod restarts")
+    async def close_all(self, over_s: float, reason: str, hurry: asyncio.Event) -> None:
+        """Close every socket, evenly over a time, and wait for the clients' answers within it.
+
+        Once ``hurry`` is set, the rest is closed at once and has a moment to answer.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + over_s
+        gone = self._all_gone = asyncio.Event()
+        await close_paced(self.wheel.connections, over_s - min(_ANSWER_S, over_s / 10), reason, hurry)
         if len(self.wheel):
-            self._all_gone = asyncio.Event()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._all_gone.wait()
-            except TimeoutError:
-                self._log.warning("sockets_left", sockets=len(self.wheel))
+            await unless(hurry, gone.wait(), deadline - loop.time())
+        if len(self.wheel):
+            await unless(gone, asyncio.sleep(_ANSWER_S), deadline - loop.time())
+        if len(self.wheel):
+            self._log.warning("sockets_left", sockets=len(self.wheel))
+            for connection in self.wheel.connections:  # those whose notes Redis has not answered yet
+                self.ask_to_reconnect(connection, reason)
 
 
 def _draining() -> ClientError:

@@ -8,6 +8,7 @@ clock: a pod that was stopped for a minute does not then find all its clients si
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 
 from gateway import frames, outgoing
@@ -15,17 +16,20 @@ from gateway.close_codes import CloseCode
 from gateway.connection import Connection
 
 TICKS_A_HEARTBEAT = 32
+_AGE_SPREAD = 0.2  # who came together does not go together
 
 
 class Wheel:
-    """Pings every socket once per heartbeat, and closes those that are silent for two.
+    """Pings every socket once per heartbeat, closes those that are silent for two, and retires the old.
 
     Args:
         heartbeat_s: time between two pings of one socket.
+        max_age_s: age, ±20 %, at which a socket is asked to reconnect; 0: never.
     """
 
-    def __init__(self, heartbeat_s: float) -> None:
+    def __init__(self, heartbeat_s: float, max_age_s: float = 0.0) -> None:
         self._tick_s = heartbeat_s / TICKS_A_HEARTBEAT
+        self._max_age = max_age_s / self._tick_s
         self._slots: list[set[Connection]] = [set() for _ in range(TICKS_A_HEARTBEAT)]
         self._next = 0
         self.tick = 0
@@ -34,6 +38,9 @@ class Wheel:
         """Begin to ping a socket."""
         connection.slot = self._next
         connection.heard = self.tick
+        if self._max_age:
+            age = self._max_age * random.uniform(1 - _AGE_SPREAD, 1 + _AGE_SPREAD)
+            connection.expires = self.tick + max(round(age), 1)
         self._slots[self._next].add(connection)
         self._next = (self._next + 1) % TICKS_A_HEARTBEAT
 
@@ -66,6 +73,8 @@ class Wheel:
     def _beat(self, connection: Connection) -> None:
         if self.tick - connection.heard > 2 * TICKS_A_HEARTBEAT:
             connection.close(CloseCode.HEARTBEAT_MISSED, "nothing was heard for two heartbeats")
+        elif 0 < connection.expires <= self.tick and not connection.busy:
+            connection.retire("the connection has reached its greatest age")
         elif connection.writable and connection.identity is not None:
             # Both kinds: libraries answer the frame by themselves, and a browser's code, which cannot see
             # it, learns from the message that the server lives.

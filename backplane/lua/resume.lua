@@ -1,20 +1,21 @@
 -- Where a new connection stands in its session's log, and the first page of what it lacks.
 -- KEYS: session base, log.
--- ARGV: epoch and seq of the cursor ('' and 0 without one), count and budget (bytes) of a page,
+-- ARGV: lineage, epoch and seq of the cursor ('' and 0 without one), count and budget (bytes) of a page,
 --       epoch for a new session, ttl (ms).
 -- Returns {status, epoch, from, head, oldest, generation, entries…}; `from` is the seq before the first entry.
-local epoch, head = open_session(KEYS[1], ARGV[5], tonumber(ARGV[6]))
+local record = open_session(KEYS[1], ARGV[1], ARGV[6], tonumber(ARGV[7]))
+local epoch, head = record[1], tonumber(record[2])
 local oldest = head + 1 - redis.call('LLEN', KEYS[2])
-local status, from = 'replayed', tonumber(ARGV[2])
-if ARGV[1] == '' then
+local status, from = 'replayed', tonumber(ARGV[3])
+if ARGV[2] == '' then
   -- Store and forward: what no socket of the session has been sent.
   from = math.min(tonumber(redis.call('HGET', KEYS[1], 'd') or 0), head)
   if from == head then status = 'fresh' end
-elseif ARGV[1] ~= epoch or from > head then
+elseif from > standing(record, ARGV[2]) then
   status, from = 'reset', -1
 end
 if from + 1 < oldest then status, from = 'reset', oldest - 1 end
 local generation = redis.call('HINCRBY', KEYS[1], 'g', 1)
-local reply = page(KEYS[2], oldest, from, tonumber(ARGV[3]), tonumber(ARGV[4]))
+local reply = page(KEYS[2], oldest, from, tonumber(ARGV[4]), tonumber(ARGV[5]))
 for i, part in ipairs({status, epoch, from, head, oldest, generation}) do table.insert(reply, i, part) end
 return reply

@@ -9,21 +9,23 @@
 -- Any other error ends the script with the list untrimmed; what was appended by then is known by its digest
 -- when the router tries again.
 --
--- KEYS: list, fence, dead letters, session base…
--- ARGV: 1 fence read, 2 new fence, 3 callbacks taken, 4 count, 5 budget and 6 largest for take(),
---       7 epoch for new sessions, 8 retention (ms), 9 oldest timestamp to keep, 10 entries and
---       11 bytes a log may have, 12 digests a session remembers, 13 dead letters and 14 bytes of them to keep;
+-- KEYS: list, fence, dead letters, session base…; on a cluster also the sessions' logs and digests, so that
+--       Redis refuses while only a part of them has been moved to another node.
+-- ARGV: 1 lineage, 2 fence read, 3 new fence, 4 callbacks taken, 5 count, 6 budget and 7 largest for take(),
+--       8 epoch for new sessions, 9 retention (ms), 10 oldest timestamp to keep, 11 entries and
+--       12 bytes a log may have, 13 digests a session remembers, 14 dead letters and 15 bytes of them to keep,
+--       16 PUBLISH or SPUBLISH, 17 sessions;
 --       then for each session: how many, and as many times position, digest, body
 --       ('' as digest: publish only); then to the end: position, reason, detail of each dead letter.
 -- Returns {0} if the fence has moved, else
 --   {1, appended, duplicates, dead, dead letters dropped for room, publishes refused, callbacks…}.
 local list, fence, dead = KEYS[1], KEYS[2], KEYS[3]
-if (redis.call('GET', fence) or '') ~= ARGV[1] then return {0} end
-local taken = tonumber(ARGV[3])
+if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end
+local lineage, taken = ARGV[1], tonumber(ARGV[4])
 if redis.call('LLEN', list) < taken then return {0} end
 
-local retention, max_entries, max_bytes = tonumber(ARGV[8]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local remembered = tonumber(ARGV[12])
+local retention, max_entries, max_bytes = tonumber(ARGV[9]), tonumber(ARGV[11]), tonumber(ARGV[12])
+local remembered, publish_command = tonumber(ARGV[13]), ARGV[16]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local appended, duplicates, buried, dropped, unpublished = 0, 0, 0, 0, 0
@@ -36,12 +38,12 @@ local function wrong_type(reply)
 end
 
 local function bury(position, reason, detail)
-  local raw, most = redis.call('LINDEX', list, -position - 1), tonumber(ARGV[14])
+  local raw, most = redis.call('LINDEX', list, -position - 1), tonumber(ARGV[15])
   local size = #raw
   if size > most then raw = string.sub(raw, 1, math.min(most, 4096)) end
   redis.call('XADD', dead, '*', 'reason', reason, 'detail', detail, 'size', size, 'raw', raw)
   local bytes, kept = redis.call('INCRBY', dead .. ':bytes', #raw), redis.call('XLEN', dead)
-  while kept > 1 and (kept > tonumber(ARGV[13]) or bytes > most) do
+  while kept > 1 and (kept > tonumber(ARGV[14]) or bytes > most) do
     local old = redis.call('XRANGE', dead, '-', '+', 'COUNT', 1)[1]
     redis.call('XDEL', dead, old[1])
     bytes = redis.call('DECRBY', dead .. ':bytes', #old[2][8])
@@ -52,7 +54,7 @@ local function bury(position, reason, detail)
 end
 
 local function publish(channel, payload)
-  local reply = redis.pcall('PUBLISH', channel, payload)
+  local reply = redis.pcall(publish_command, channel, payload)
   if type(reply) == 'table' and reply.err then unpublished = unpublished + 1 end
 end
 
@@ -64,7 +66,7 @@ local function tend(base, log, seen, head, length, bytes, due)
     bytes, length = bytes - #redis.call('LPOP', log), length - 1
   end
   if due then
-    while length > 1 and string.sub(redis.call('LINDEX', log, 0), 15, 38) < ARGV[9] do pop() end
+    while length > 1 and string.sub(redis.call('LINDEX', log, 0), 15, 38) < ARGV[10] do pop() end
     redis.call('ZREMRANGEBYSCORE', seen, '-inf', head - remembered)
     for _, key in ipairs({base, log, seen}) do redis.call('PEXPIRE', key, retention + retention / 8) end
     redis.call('HSET', base, 'a', now)
@@ -79,14 +81,14 @@ end
 local function or_undo(reply, base, log, count, record)
   if type(reply) ~= 'table' or not reply.err then return end
   for _ = 1, count do redis.call('RPOP', log) end
-  if record then redis.call('HSET', base, 'h', record[2] or 0, 'b', record[3] or 0) end
+  if record then redis.call('HSET', base, 'h', record[2] or 0, 'b', record[4] or 0) end
   error(reply.err)
 end
 
 -- Append one session's entries. ARGV[at…] holds `count` triples. Returns an error text instead of appending.
 local function append(base, at, count)
   local log, seen = base .. ':log', base .. ':seen'
-  local record = redis.pcall('HMGET', base, 'e', 'h', 'b', 'a')
+  local record = redis.pcall('HMGET', base, 'e', 'h', 'p', 'b', 'a', 'l')
   local refused = wrong_type(record)
   if refused then return refused end
 
@@ -96,8 +98,9 @@ local function append(base, at, count)
   refused = wrong_type(known)
   if refused then return refused end
 
-  local epoch, head = record[1] or ARGV[7], tonumber(record[2] or 0)
-  local bytes, grown, first = tonumber(record[3] or 0), 0, head + 1
+  local same = record[6] == lineage  -- this server wrote the last entry, so it has all that ever was in the log
+  local epoch, head = same and record[1] or ARGV[8], tonumber(record[2] or 0)
+  local bytes, grown = tonumber(record[4] or 0), 0
   local entries, scores, mine, segments = {}, {}, {}, {}
   for i = 1, count do
     local digest, body = digests[i], ARGV[at + 3 * (i - 1) + 2]
@@ -127,20 +130,24 @@ local function append(base, at, count)
     if refused then return refused end
     if length == #entries then bytes = 0 end  -- the log had expired, or is new
     bytes = bytes + grown
-    or_undo(redis.pcall('HSET', base, 'e', epoch, 'h', head, 'b', bytes), base, log, #entries)
+    or_undo(redis.pcall('HSET', base, 'h', head, 'b', bytes), base, log, #entries)
+    if not same then
+      redis.call('HSET', base, 'e', epoch, 'l', lineage)
+      if record[1] then redis.call('HSET', base, 'p', earlier(record)) end
+    end
     or_undo(redis.pcall('ZADD', seen, unpack(scores)), base, log, #entries, record)
     appended = appended + #entries
     for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
     local due = length == #entries or head % 256 < #entries
-    due = due or now - tonumber(record[4] or 0) > retention / 16
+    due = due or now - tonumber(record[5] or 0) > retention / 16
     tend(base, log, seen, head, length, bytes, due)
   else
     for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
   end
 end
 
-local at, group = 15, 4
-while KEYS[group] do
+local at = 18
+for group = 4, 3 + tonumber(ARGV[17]) do
   local count = tonumber(ARGV[at])
   local refused = append(KEYS[group], at + 1, count)
   if refused then
@@ -148,16 +155,16 @@ while KEYS[group] do
       if ARGV[at + 3 * i + 2] ~= '' then bury(tonumber(ARGV[at + 3 * i + 1]), 'session_unusable', refused) end
     end
   end
-  at, group = at + 1 + 3 * count, group + 1
+  at = at + 1 + 3 * count
 end
 while ARGV[at] do
   bury(tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2])
   at = at + 3
 end
 
-redis.call('SET', fence, ARGV[2], 'EX', 604800)
+redis.call('SET', fence, ARGV[3], 'EX', 604800)
 redis.call('LTRIM', list, 0, -taken - 1)
-local reply = take(list, tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]))
+local reply = take(list, tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]))
 for i, count in ipairs({1, appended, duplicates, buried, dropped, unpublished}) do
   table.insert(reply, i, count)
 end

@@ -1,8 +1,8 @@
-"""Which callback lists have something waiting, and who moves it: the router's main loop.
+"""Moves what waits on this router's callback lists: the router's main loop.
 
-Redis tells the router the name of every callback list that is written to, unknown tenants' too
-(``CLIENT TRACKING … BCAST PREFIX``). Such a name is put in line once, however often it comes; workers take
-names from the line and move a few batches each, so that a busy tenant holds one worker and not the line.
+A list is watched from the moment in which it was found empty (``CLIENT TRACKING … OPTIN``): Redis tells the
+one router that serves it, once, that it was written to. Its name is then put in line; workers take names from
+the line and move a few batches each, so that a busy tenant holds one worker and not the line.
 """
 
 from __future__ import annotations
@@ -10,90 +10,252 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.link import Link
 from backplane.log import Logger
+from backplane.open_store import open_store
+from backplane.probes import Probes
 from backplane.redis_client import RedisTarget
+from backplane.router.leases import Leases
+from backplane.router.lookout import Lookout
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
+from backplane.wire import Reply, forget
 
 _BATCHES_A_TURN = 4
 _REMEMBER_LISTS_S = 7 * 86_400
-_SCAN_COUNT = 1_000
+_TELL_AGAIN_S = 3_600
+_LISTS_A_LOOK = 500
+_NOT_TOLD = 0.0
+_LOOKOUT = b"lookout"  # whose turn it is, is decided like who serves a list of this name
 
 
 class Consumer:
-    """Moves callbacks of all tenants while its tasks run.
+    """Moves callbacks of this router's share of all tenants while its tasks run.
 
     Args:
         target: where Redis is.
         keys: its names.
         settings: batch sizes and intervals.
         log: gets what an operator should know.
+        router_id: of this process.
     """
 
-    def __init__(self, target: RedisTarget, keys: Keys, settings: Settings, log: Logger) -> None:
+    def __init__(
+        self, target: RedisTarget, keys: Keys, settings: Settings, log: Logger, router_id: str
+    ) -> None:
         self._keys = keys
         self._log = log
         self._settings = settings
-        self.link = Link(
+        self.store = open_store(
             target,
             "orchestrator-router",
             timeout_s=settings.redis_timeout_s,
             on_push=self._on_push,
+            channels=lambda: (keys.new_lists,),
             on_connect=self._listen,
             on_change=self._on_change,
-            on_failure=lambda reason: log.error("redis_unreachable", reason=reason),
+            on_failure=self._on_failure,
+            on_moved=self._on_moved,
         )
-        self.transfer = Transfer(self.link, keys, settings, log)
+        self.commands = open_store(
+            target,
+            "orchestrator-router-commands",
+            timeout_s=settings.redis_timeout_s,
+            on_change=self._on_commands,
+            on_failure=self._on_failure,
+        )
+        self.transfer = Transfer(self.store, keys, settings, log)
+        self.leases = Leases(self.commands, keys, router_id, settings.router_lease_s, self._on_view)
+        self.lookout = Lookout(target, keys, settings, self._on_seen, self._on_failure)
+        self.probes = Probes(
+            self.store,
+            lambda number: keys.router_probe(router_id, number),
+            settings.probe_interval_s,
+            self._send_probe,
+        )
         self._ready: asyncio.Queue[bytes] = asyncio.Queue()  # bounded by _queued: a list stands in it once
         self._queued: set[bytes] = set()
         self._busy: set[bytes] = set()
         self._again: set[bytes] = set()  # of the busy ones, those that were written to meanwhile
-        self._waiting: set[bytes] = set()  # those that Redis refused to serve, until they are tried again
-        self._drained: set[bytes] = set()  # those that our own transfer emptied, not heard of since
-        self._known: dict[bytes, float] = {}  # callback list -> when it was last told to `callback_lists`
+        self._refused: set[bytes] = set()  # those that Redis refused to serve, until they are tried again
+        self._since: dict[bytes, float] = {}  # list -> since when something waits there that was not moved
+        self._known: dict[bytes, float] = {}  # list -> when it was last told to `callback_lists`
+        self._mine: set[bytes] = set()
         self._ignored: set[bytes] = set()
+        self._seen_waiting: dict[bytes, bytes] = {}  # others' list -> its fence when it was last looked at
         self._sweep_now = asyncio.Event()
+        self._divide()
 
     def tasks(self) -> dict[str, Any]:
         """The long-lived coroutines of the consumer, by name."""
         workers = {f"worker-{n}": self._work() for n in range(self._settings.transfer_concurrency)}
-        return {"link": self.link.run(), "sweep": self._sweep_forever(), **workers}
+        return {
+            "store": self.store.run(),
+            "commands": self.commands.run(),
+            "lookout": self.lookout.run(),
+            "leases": self.leases.run(),
+            "probes": self.probes.run(),
+            "sweep": self._sweep_forever(),
+            **workers,
+        }
 
     @property
-    def lists_known(self) -> int:
-        """How many callback lists this router has seen."""
-        return len(self._known)
+    def lists_served(self) -> int:
+        """How many callback lists are this router's."""
+        return len(self._mine)
+
+    @property
+    def oldest_s(self) -> float:
+        """For how long something has been waiting on one of them."""
+        return max(0.0, time.monotonic() - min(self._since.values())) if self._since else 0.0
+
+    def problem(self) -> str | None:
+        """Why this router does not do its work; None if it does."""
+        if not self.commands.up:
+            return f"no connection to Redis for commands: {self.commands.last_error}"
+        problem = self.probes.problem()
+        if problem is None and self.oldest_s > self._settings.stuck_after_s:
+            return f"a callback has been waiting for {self.oldest_s:.0f} s"
+        return problem
+
+    # Whose lists.
+
+    def _divide(self) -> set[bytes]:
+        """Work out which lists are this router's; returns those that were not before."""
+        mine = {name for name in self._known if self.leases.mine(name)}
+        gained, self._mine = mine - self._mine, mine
+        self.lookout.duty(on=self.leases.mine(_LOOKOUT))
+        return gained
+
+    def _on_view(self) -> None:
+        gained = self._divide()
+        self._log.info(
+            "lists_divided",
+            routers=len(self.leases.routers),
+            lists=len(self._mine),
+            gained=len(gained),
+            lookout=self.lookout.on_duty,
+        )
+        self._seen_waiting.clear()
+        self._sweep_now.set()
+
+    def _learn(self, names: Iterable[bytes]) -> list[bytes]:
+        """Take note of lists; returns those of this router's that are new to it."""
+        gained = []
+        for name in names:
+            if name in self._known or name in self._ignored:
+                continue
+            if self._keys.tenant_of(name) is None:
+                self._ignore(name)
+                continue
+            self._known[name] = _NOT_TOLD
+            if self.leases.mine(name):
+                self._mine.add(name)
+                gained.append(name)
+        return gained
+
+    def _on_seen(self, names: Iterable[bytes]) -> None:
+        """The lookout has seen lists that were written to, most of them known."""
+        new = [name for name in names if name not in self._known and name not in self._ignored]
+        if not new:
+            return
+        self._enqueue(self._learn(new))
+        others = [name for name in new if name in self._known and name not in self._mine]
+        for name in others:
+            self._remember(name)
+        if others:
+            with suppress(RedisUnavailable):  # else they are in the register, or will be seen waiting
+                self.commands.publish(self._keys.new_lists, b"\n".join(others)).add_done_callback(forget)
+
+    def _ignore(self, name: bytes) -> None:
+        """A name that begins like a callback list and is none; nobody's callbacks can be there."""
+        if len(self._ignored) < 1_000:
+            self._ignored.add(name)
+            self._log.warning("list_ignored", list=ascii(name.decode("utf-8", "replace"))[:200])
+
+    def _remember(self, name: bytes) -> None:
+        """Tell other routers, and this one after a restart, that the list exists; once an hour is enough."""
+        now = time.time()
+        if now - self._known.get(name, 0.0) > _TELL_AGAIN_S:
+            try:
+                told = self.commands.call("ZADD", self._keys.callback_lists, int(now), name)
+            except RedisUnavailable:
+                return
+            self._known[name] = now
+            told.add_done_callback(forget)
 
     # Wake-up.
 
-    async def _listen(self) -> None:
-        """After every connect: tracking was lost with the old connection, and so was what it had to tell."""
-        await self.link.call(
-            "CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", self._keys.callbacks_prefix, "NOLOOP"
-        )
+    async def _listen(self, link: Link) -> None:
+        """On every new connection: watches went with the old one, and so did what it had to tell."""
+        await link.call("CLIENT", "TRACKING", "ON", "OPTIN", "NOLOOP")
         self._sweep_now.set()
 
-    def _on_change(self, up: bool) -> None:
+    def _on_change(self, link: Link, up: bool) -> None:
         if up:
-            self._log.info("redis_connected")
+            self._log.info("redis_connected", server=str(link.address))
         else:
-            self._log.warning("redis_lost", reason=self.link.last_error)
+            self.probes.lost()
+            self._log.warning("redis_lost", server=str(link.address), reason=link.last_error)
+
+    def _on_moved(self) -> None:
+        self._sweep_now.set()
+
+    def _on_commands(self, _link: Link, up: bool) -> None:
+        if up:
+            self._sweep_now.set()  # the register may have been out of reach
+        else:
+            self.probes.lost()
+
+    def _on_failure(self, reason: str) -> None:
+        self._log.error("redis_unreachable", reason=reason)
 
     def _on_push(self, push: list[Any]) -> None:
-        if push[0] != b"invalidate":
-            return
-        if push[1] is None:  # Redis forgot what it had to tell (FLUSHALL, a full tracking table)
-            self._sweep_now.set()
-        else:
-            self._enqueue(push[1])
+        kind = push[0]
+        if kind == b"invalidate":
+            if push[1] is None:  # Redis forgot what it had to tell (FLUSHALL, a full tracking table)
+                self._sweep_now.set()
+                return
+            for name in push[1]:
+                if name in self._mine:
+                    self._enqueue((name,))
+                else:
+                    self.probes.heard(name)
+        elif kind in {b"message", b"smessage"}:
+            self._enqueue(self._learn(push[2].split(b"\n")))
+
+    def _send_probe(self, link: Link, name: str, text: str) -> asyncio.Future[Reply]:
+        """Watch a key, and have it written to over the other connection."""
+        link.call("CLIENT", "CACHING", "YES").add_done_callback(forget)
+        watched = link.call("GET", name)
+        written: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def write(done: asyncio.Future[Reply]) -> None:
+            try:
+                done.result()
+                self.commands.call("SET", name, text, "PX", 60_000).add_done_callback(finish)
+            except RedisUnavailable as error:
+                written.set_exception(error)
+
+        def finish(done: asyncio.Future[Reply]) -> None:
+            error = done.exception()
+            if error is None:
+                written.set_result(done.result())
+            else:
+                written.set_exception(error)
+
+        watched.add_done_callback(write)
+        return written
 
     def _enqueue(self, lists: Iterable[bytes]) -> None:
+        now = time.monotonic()
         for name in lists:
+            self._since.setdefault(name, now)
             if name in self._busy:  # two workers on one list would only refuse each other's transfers
                 self._again.add(name)
             elif name not in self._queued:
@@ -119,49 +281,36 @@ class Consumer:
         if tenant_id is None:
             self._ignore(name)
             return False
+        callback_list = name.decode()
         try:
-            if name in self._drained:
-                # Most likely this wake-up tells of our own trim (NOLOOP does not cover scripts).
-                self._drained.discard(name)
-                if await self.link.call("LLEN", name) == 0:
-                    return False
-            more = await self.transfer.drain(name.decode(), tenant_id, _BATCHES_A_TURN)
-            if not more:
-                self._drained.add(name)
-            self._remember(name)
+            more = await self.transfer.drain(callback_list, tenant_id, _BATCHES_A_TURN)
         except RedisRefused as error:
             self._log.error("transfer_refused", tenant_id=tenant_id, reason=str(error))
-            if "WRONGTYPE" not in str(error):  # that is no list; if it becomes one, a push tells
+            if "WRONGTYPE" in str(error):  # that is no list; if it becomes one, a push tells
+                self._since.pop(name, None)
+            else:
                 self._later(name)
             return False
         except RedisUnavailable:
-            await self.link.wait_up()  # connecting sweeps, which finds this list again
-            return True
+            if self.store.serves(callback_list):
+                self._later(name)
+            return False  # else connecting again sweeps, which finds this list again
+        self._remember(name)
+        if more:
+            self._since[name] = time.monotonic()  # what waits now has not been waiting in vain
+        else:
+            self._since.pop(name, None)
         return more
 
     def _later(self, name: bytes) -> None:
-        """A list that Redis refuses to serve now (out of memory) is tried again, but not in a circle."""
-        if name not in self._waiting:
-            self._waiting.add(name)
+        """A list that Redis does not serve now (out of memory) is tried again, but not in a circle."""
+        if name not in self._refused:
+            self._refused.add(name)
             asyncio.get_running_loop().call_later(1.0, self._retry, name)
 
     def _retry(self, name: bytes) -> None:
-        self._waiting.discard(name)
+        self._refused.discard(name)
         self._enqueue([name])
-
-    def _ignore(self, name: bytes) -> None:
-        """A name that begins like a callback list and is none; nobody's callbacks can be there."""
-        if name not in self._ignored and len(self._ignored) < 1_000:
-            self._ignored.add(name)
-            self._log.warning("list_ignored", list=ascii(name.decode("utf-8", "replace"))[:200])
-
-    def _remember(self, name: bytes) -> None:
-        """Tell other routers, and this one after a restart, that the list exists; once an hour is enough."""
-        now = time.time()
-        if now - self._known.get(name, 0.0) > 3_600:
-            self._known[name] = now
-            future = self.link.call("ZADD", self._keys.callback_lists, int(now), name)
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     # Safety sweep.
 
@@ -173,32 +322,61 @@ class Consumer:
             except TimeoutError:
                 pass
             self._sweep_now.clear()
-            await self.link.wait_up()
-            try:
-                await self._sweep()
-            except RedisUnavailable as error:
-                self._log.warning("sweep_failed", reason=str(error))
+            await self._sweep()
 
     async def _sweep(self) -> None:
-        """Put every callback list that exists in line: known ones at once, then those that a scan finds."""
-        forget = int(time.time()) - _REMEMBER_LISTS_S
-        await self.link.call("ZREMRANGEBYSCORE", self._keys.callback_lists, "-inf", forget)
-        known = set(await self.link.call("ZRANGE", self._keys.callback_lists, 0, -1))
-        self._known = {name: at for name, at in self._known.items() if at > forget}
-        self._enqueue(await self._existing(sorted(known | self._known.keys())))
-        cursor: bytes | int = 0
-        while True:
-            cursor, found = await self.link.call(
-                "SCAN", cursor, "MATCH", self._keys.callbacks_pattern, "COUNT", _SCAN_COUNT
-            )
-            self._enqueue(found)
-            if int(cursor) == 0:
-                return
+        """Look at every list of this router's: what waits is put in line, and the others are watched."""
+        try:
+            await self._read_register()
+        except RedisUnavailable as error:
+            if self.commands.connects:  # else it is not there yet, and sweeps when it is
+                self._log.warning("register_unread", reason=str(error))
+        await self._look(sorted(self._mine))
+        if self.lookout.on_duty:
+            await self._look_after(sorted(self._known.keys() - self._mine))
 
-    async def _existing(self, names: list[bytes]) -> list[bytes]:
-        existing = []
-        for start in range(0, len(names), _SCAN_COUNT):
-            slice_ = names[start : start + _SCAN_COUNT]
-            replies = await asyncio.gather(*[self.link.call("EXISTS", name) for name in slice_])
-            existing += [name for name, exists in zip(slice_, replies, strict=True) if exists]
-        return existing
+    async def _read_register(self) -> None:
+        register, forget_before = self._keys.callback_lists, int(time.time()) - _REMEMBER_LISTS_S
+        await self.commands.call("ZREMRANGEBYSCORE", register, "-inf", forget_before)
+        registered = set(await self.commands.call("ZRANGE", register, 0, -1))
+        self._known = {
+            name: at
+            for name, at in self._known.items()
+            if name in registered or at > forget_before or at == _NOT_TOLD
+        }
+        self._mine &= self._known.keys()
+        self._learn(registered)
+
+    async def _look(self, names: list[bytes]) -> None:
+        for start in range(0, len(names), _LISTS_A_LOOK):
+            some = names[start : start + _LISTS_A_LOOK]
+            lengths = await asyncio.gather(*map(self._length, some), return_exceptions=True)
+            for name, length in zip(some, lengths, strict=True):
+                if length == 0:
+                    if name not in self._busy and name not in self._queued:
+                        self._since.pop(name, None)
+                elif isinstance(length, int | RedisRefused):  # a refusal is told when its turn comes
+                    self._enqueue((name,))
+
+    async def _length(self, name: bytes) -> int:
+        return int(await self.store.watch(name))
+
+    async def _look_after(self, names: list[bytes]) -> None:
+        """Take on a list of another router's on which something waits and nothing has moved for a sweep."""
+        before, self._seen_waiting = self._seen_waiting, {}
+        for start in range(0, len(names), _LISTS_A_LOOK):
+            some = names[start : start + _LISTS_A_LOOK]
+            states = await asyncio.gather(*map(self._state, some), return_exceptions=True)
+            for name, state in zip(some, states, strict=True):
+                if not isinstance(state, tuple) or state[0] == 0:
+                    continue
+                self._seen_waiting[name] = state[1]
+                if before.get(name) == state[1]:
+                    self._log.warning("list_stuck", list=name.decode(), callbacks=state[0])
+                    self._enqueue((name,))
+
+    async def _state(self, name: bytes) -> tuple[int, bytes]:
+        length = int(await self.commands.call("LLEN", name))
+        if length == 0:
+            return 0, b""
+        return length, await self.commands.call("GET", self._keys.fence(name.decode())) or b""

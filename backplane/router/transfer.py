@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass, field
@@ -11,13 +12,14 @@ from typing import Any
 
 from backplane.errors import BadCallback
 from backplane.keys import Keys
-from backplane.link import Argument, Link
 from backplane.log import Logger
 from backplane.messages import timestamp
 from backplane.position import new_epoch
 from backplane.router.dispatch import dispatch
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
+from backplane.store import Store
+from backplane.wire import Argument
 
 Waiting = list[
     Any
@@ -34,6 +36,7 @@ class Counts:
     dead_letters_dropped: int = 0
     publishes_refused: int = 0
     conflicts: int = 0
+    sent_on: int = 0
     batches: int = 0
 
 
@@ -69,10 +72,14 @@ def judge(waiting: Waiting, tenant_id: str, at: str, largest: int) -> _Moves:
 
 
 class Transfer:
-    """Moves callbacks of any list through one link."""
+    """Moves callbacks of any list.
 
-    def __init__(self, link: Link, keys: Keys, settings: Settings, log: Logger) -> None:
-        self._link = link
+    Args:
+        store: its pushes tell of lists that are written to after `drain` found them empty.
+    """
+
+    def __init__(self, store: Store, keys: Keys, settings: Settings, log: Logger) -> None:
+        self._store = store
         self._log = log
         self._keys = keys
         self._take: list[Argument] = [
@@ -86,6 +93,7 @@ class Transfer:
             settings.session_remembered_callbacks,
             settings.dead_letters_max,
             settings.dead_letters_max_bytes,
+            store.publish_command,
         ]
         self._max_age_s = settings.session_log_max_age_s
         self._nonce = os.urandom(6).hex()
@@ -96,25 +104,52 @@ class Transfer:
         """Move what waits on a list, up to ``batches`` batches, so that others get their turn.
 
         Returns:
-            True if more may wait.
+            True if more may wait. If not, the next write to the list is told by a push.
 
         Raises:
             RedisUnavailable: and then everything that was not moved is still on the list.
         """
         keys = [callback_list, self._keys.fence(callback_list)]
-        fence, *waiting = await self._link.script(PEEK, keys, self._take)
+        fence, *waiting = await self._store.script(PEEK, keys, self._take)
+        if not waiting:
+            return int(await self._store.watch(callback_list)) > 0
+        length = 0
         for left in range(batches - 1, -1, -1):
-            if not waiting:
-                return False
             new_fence = f"{self._nonce}:{next(self._serial)}"
-            reply = await self._move(callback_list, tenant_id, waiting, fence, new_fence, more=left > 0)
+            reply, length = await self._move(
+                callback_list, tenant_id, waiting, fence, new_fence, more=left > 0
+            )
             if reply[0] == 0:
                 # Another router moved them, or the data set is an older one: look again.
                 self.counts.conflicts += 1
                 return True
             self._count(reply)
             fence, waiting = new_fence, reply[6:]
-        return True
+            if not waiting:
+                break
+        return length > 0
+
+    async def _send_on(self, moves: _Moves, callback_list: str, tenant_id: str, waiting: Waiting) -> None:
+        """Push the callbacks of sessions that have another list onto that one.
+
+        They are pushed before this list is trimmed: a router that dies in between has pushed some twice, and
+        their sessions know a callback that they have had. Their order stays.
+
+        Raises:
+            RedisUnavailable: this list was not trimmed.
+        """
+        keys = self._keys
+        homes = {session_id: keys.callbacks_of(tenant_id, session_id) for session_id in moves.sessions}
+        away = [session_id for session_id, home in homes.items() if home != callback_list]
+        if keys.number_of(callback_list.encode()) == 0:  # those that began while there was one list stay
+            here = [self._store.call("EXISTS", keys.session(callback_list, name)) for name in away]
+            away = [name for name, stays in zip(away, await asyncio.gather(*here), strict=True) if not stays]
+        positions: dict[str, list[int]] = {}
+        for session_id in away:
+            positions.setdefault(homes[session_id], []).extend(moves.sessions.pop(session_id)[::3])  # type: ignore[arg-type]
+        for home, some in positions.items():
+            await self._store.call("LPUSH", home, *[waiting[position] for position in sorted(some)])
+            self.counts.sent_on += len(some)
 
     async def _move(
         self,
@@ -125,29 +160,34 @@ class Transfer:
         new_fence: str,
         *,
         more: bool,
-    ) -> list[Any]:
+    ) -> tuple[list[Any], int]:
         now = time.time()
         moves = judge(waiting, tenant_id, timestamp(now), int(self._take[2]))
         keys, names = self._keys, [callback_list, self._keys.fence(callback_list)]
+        if keys.is_spread(tenant_id) or keys.number_of(callback_list.encode()):
+            await self._send_on(moves, callback_list, tenant_id, waiting)
         names.append(keys.dead_letters(callback_list))
         args: list[Argument] = [fence, new_fence, len(waiting), *(self._take if more else (0, 0, 0))]
         args += (new_epoch(now), self._max_age_s * 1000, timestamp(now - self._max_age_s), *self._limits)
+        args.append(len(moves.sessions))
         for session_id, triples in moves.sessions.items():
             names.append(keys.session(callback_list, session_id))
             args.append(len(triples) // 3)
             args += triples
+        if self._store.clustered:
+            names += [f"{base}{part}" for base in names[3:] for part in (":log", ":seen")]
         args += moves.dead
         for mistake in moves.mistakes:
             self._log.error("router_error", tenant_id=tenant_id, traceback=mistake)
         if moves.dead:
             # The index first: a dead letter in a list that nobody looks at would be lost.
-            await self._link.call("SADD", keys.dead_letter_lists, callback_list)
-        reply: list[Any] = await self._link.script(TRANSFER, names, args)
+            await self._store.call("SADD", keys.dead_letter_lists, callback_list)
+        reply, length = await self._store.script_and_watch(TRANSFER, names, args, callback_list)
         if reply[0] and reply[3]:
             # And behind: an operator who emptied the list meanwhile may have taken it out of the index, and
             # the script itself buries the callbacks of an unusable session.
-            await self._link.call("SADD", keys.dead_letter_lists, callback_list)
-        return reply
+            await self._store.call("SADD", keys.dead_letter_lists, callback_list)
+        return reply, length
 
     def _count(self, reply: list[Any]) -> None:
         counts = self.counts

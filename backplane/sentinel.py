@@ -1,0 +1,59 @@
+"""Which server is the primary, as Sentinel sees it.
+
+All sentinels are asked at once, and the one with the highest configuration epoch is believed: a sentinel that
+was cut off from the others still names the primary of before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from backplane.errors import RedisUnavailable
+from backplane.link import hello, open_wire
+from backplane.redis_client import RedisTarget
+from backplane.slots import Address
+
+_PATIENCE_S = 1.0
+
+
+class Sentinels:
+    """The sentinels of one service.
+
+    Args:
+        target: of kind ``sentinel``.
+        name: shown by the sentinels' ``CLIENT LIST``.
+    """
+
+    def __init__(self, target: RedisTarget, name: str) -> None:
+        self._target = target
+        self._name = name
+
+    async def primary(self) -> Address:
+        """Where the primary is now.
+
+        Raises:
+            RedisUnavailable: no sentinel knows.
+        """
+        answers = await asyncio.gather(*map(self._ask, self._target.seeds), return_exceptions=True)
+        known = [answer for answer in answers if isinstance(answer, tuple)]
+        if not known:
+            reasons = "; ".join(
+                f"{seed}: {error or type(error).__name__}"
+                for seed, error in zip(self._target.seeds, answers, strict=True)
+            )
+            raise RedisUnavailable(f"no sentinel names a primary for {self._target.service!r}: {reasons}")
+        return max(known, key=lambda answer: answer[0])[1]
+
+    async def _ask(self, seed: Address) -> tuple[int, Address]:
+        target = self._target
+        login = hello(target.sentinel_username, target.sentinel_password, self._name)
+        async with asyncio.timeout(_PATIENCE_S):
+            wire = await open_wire(target, seed)
+            try:
+                _, told = await asyncio.gather(
+                    wire.call(login), wire.call(("SENTINEL", "MASTER", target.service))
+                )
+            finally:
+                wire.abort("answered")
+        facts = {key.decode(): value.decode() for key, value in told.items()}
+        return int(facts["config-epoch"]), Address(facts["ip"], int(facts["port"]))
