@@ -69,7 +69,7 @@ class Consumer:
             on_change=self._on_commands,
             on_failure=self._on_failure,
         )
-        self.transfer = Transfer(self.store, keys, settings, log)
+        self.transfer = Transfer(self.store, self.commands, keys, settings, log)
         self.leases = Leases(self.commands, keys, router_id, settings.router_lease_s, self._on_view)
         self.lookout = Lookout(target, keys, settings, self._on_seen, self._on_failure)
         self.probes = Probes(

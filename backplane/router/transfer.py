@@ -75,11 +75,14 @@ class Transfer:
     """Moves callbacks of any list.
 
     Args:
-        store: its pushes tell of lists that are written to after `drain` found them empty.
+        store: its pushes tell of lists that are written to after `drain` found them empty, but not of what is
+            written over the same connection.
+        commands: over other connections.
     """
 
-    def __init__(self, store: Store, keys: Keys, settings: Settings, log: Logger) -> None:
+    def __init__(self, store: Store, commands: Store, keys: Keys, settings: Settings, log: Logger) -> None:
         self._store = store
+        self._commands = commands
         self._log = log
         self._keys = keys
         self._take: list[Argument] = [
@@ -148,7 +151,7 @@ class Transfer:
         for session_id in away:
             positions.setdefault(homes[session_id], []).extend(moves.sessions.pop(session_id)[::3])  # type: ignore[arg-type]
         for home, some in positions.items():
-            await self._store.call("LPUSH", home, *[waiting[position] for position in sorted(some)])
+            await self._commands.call("LPUSH", home, *[waiting[position] for position in sorted(some)])
             self.counts.sent_on += len(some)
 
     async def _move(

@@ -61,8 +61,8 @@ class Process:
     """
 
     def __init__(self, command: list[str], environ: dict[str, str], log: Path) -> None:
-        self._command = command
-        self._environ = {"PATH": os.environ["PATH"], **environ}
+        self.command = command
+        self.environ = {"PATH": os.environ["PATH"], **environ}
         self._log = log
         self.popen: subprocess.Popen[bytes] | None = None
 
@@ -70,7 +70,7 @@ class Process:
         """Start it."""
         with self._log.open("ab") as output:
             self.popen = subprocess.Popen(
-                self._command, env=self._environ, stdout=output, stderr=subprocess.STDOUT
+                self.command, env=self.environ, stdout=output, stderr=subprocess.STDOUT
             )
 
     @property
@@ -149,6 +149,8 @@ class Cluster:
             "ORCHESTRATOR_AUTH": "none",
             "ORCHESTRATOR_REDIS_URL": self.redis_url,
             "ORCHESTRATOR_LOG_FORMAT": "json",
+            "ORCHESTRATOR_DRAIN_READINESS_S": "0",
+            "ORCHESTRATOR_DRAIN_TIMEOUT_S": "2",
             **{f"ORCHESTRATOR_{name}": value for name, value in settings.items()},
         }
         command = [str(get_binary_path()), "--port", str(self.redis_port), "--bind", "127.0.0.1"]

@@ -1,0 +1,82 @@
+"""The console command with one of its guards taken out, to show that a test would see it.
+
+python -m tests.support.sabotage WHAT[,WHAT…] gateway|router …
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha1
+from typing import Any
+
+from tests.support.processes import Process
+
+MARKER = b"stop-before-moving"
+"""In a callback: a router that is sabotaged with `pausing` stops itself between reading and moving it."""
+
+
+def no_probe() -> None:
+    """A connection that is up counts as proof enough."""
+    from backplane.probes import Probes
+
+    def problem(self: Probes) -> str | None:
+        return None if self._store.up else "no connection"
+
+    Probes.problem = problem  # type: ignore[method-assign]
+    Probes._mend = lambda self, probe: None  # type: ignore[method-assign]
+
+
+def no_fence() -> None:
+    """A transfer goes through whatever has happened since the list was read."""
+    from backplane import scripts
+    from backplane.router import transfer
+
+    script = scripts.TRANSFER
+    guard = "if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end"
+    assert guard in script.text
+    text = script.text.replace(guard, "")
+    digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+    transfer.__dict__["TRANSFER"] = replace(script, text=text, sha1=digest)
+
+
+def no_gap_check() -> None:
+    """Positions are never compared with the logs."""
+    from gateway.hub import Hub
+
+    async def check(self: Hub, pause_s: float, *, renew: bool = False) -> int:
+        return 0
+
+    Hub.check_positions = check  # type: ignore[method-assign]
+
+
+def pausing() -> None:
+    """The process stops itself (SIGSTOP) when it has read a callback with `MARKER`, before it moves it."""
+    from backplane.router import transfer
+
+    judge: Callable[..., Any] = transfer.judge
+
+    def judge_and_pause(waiting: list[Any], *args: Any) -> Any:
+        moves = judge(waiting, *args)
+        if any(isinstance(raw, bytes) and MARKER in raw for raw in waiting):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return moves
+
+    transfer.__dict__["judge"] = judge_and_pause
+
+
+def sabotaged(process: Process, *what: str) -> None:
+    """Have a process of `tests.support.processes` start without some of its guards."""
+    process.command = [sys.executable, "-m", "tests.support.sabotage", ",".join(what), *process.command[3:]]
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1].split(","):
+        {"probe": no_probe, "fence": no_fence, "gap_check": no_gap_check, "pausing": pausing}[name]()
+    from gateway.cli import main
+
+    sys.argv = ["orchestrator", *sys.argv[2:]]
+    sys.exit(main())
