@@ -83,7 +83,8 @@ def measure_idle(folder: Path, tenants: int, over_s: float) -> None:
                     pass
                 delays.append((time.monotonic() - pushed) * 1e3)
         print(
-            f"{tenants} idle tenants: router {used * 100:.2f} % of a core, {router.rss_kib() / 1024:.0f} MiB; "
+            f"{tenants} idle tenants: router {used * 100:.2f} % of a core, "
+            f"{router.rss_kib() / 1024:.0f} MiB; "
             f"a callback to the last one came in {statistics.median(delays):.2f} ms (worst {max(delays):.2f})"
         )
 

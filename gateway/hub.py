@@ -22,6 +22,7 @@ from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.frames import encode_text
 from gateway.outgoing import batch_frames
 
+_CROWD = 8  # sockets of one session; above, their messages are gathered for a moment
 _SESSIONS_A_CHECK = 64  # more would keep live messages waiting for milliseconds
 _REFUSED_PAUSE_S = 0.5
 _MESSAGES = (b"message", b"smessage")
@@ -45,6 +46,7 @@ class Hub:
         self._log = log
         self._others = others
         self._feeds: dict[bytes, Feed] = {}
+        self._gathered: dict[Feed, list[Batch]] = {}
         self._unmarked: set[Feed] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.delivered = 0
@@ -159,11 +161,35 @@ class Hub:
             self._log.warning("foreign_publish", channel=feed.session)
             return
         if isinstance(message, Batch):
-            self._deliver(feed, message)
+            if len(feed.sockets) > _CROWD or feed in self._gathered:
+                self._gather(feed, message)
+            else:
+                self._deliver(feed, message)
         elif isinstance(message, Live):
             self._deliver_unlogged(feed, message.frame)
         else:
             self._replace(feed, message)
+
+    def _gather(self, feed: Feed, batch: Batch) -> None:
+        """For a session with many sockets: what comes at the same moment is written in one go.
+
+        Else the sessions whose messages stand behind in the same read would wait for thousands of writes.
+        """
+        gathered = self._gathered.get(feed)
+        if gathered is None:
+            if not self._gathered:
+                asyncio.get_running_loop().call_soon(self._deliver_gathered)
+            self._gathered[feed] = [batch]
+        elif gathered[-1].epoch == batch.epoch and gathered[-1].last + 1 == batch.first:
+            gathered[-1].entries.extend(batch.entries)
+        else:
+            gathered.append(batch)
+
+    def _deliver_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for feed, batches in gathered.items():
+            for batch in batches:
+                self._deliver(feed, batch)
 
     def _deliver(self, feed: Feed, batch: Batch) -> None:
         for group in feed.catching:

@@ -30,7 +30,7 @@ _RENEW_EVERY_S = 600.0
 _DEAF_CLOSE_S = 1.0
 _DEAF_CLOSE_A_S = 2_000  # sockets a second at most: the other pods have to take them in
 _BY_HAND_S = 1.0  # who presses Ctrl-C does not want to wait
-_LAST_WORDS_S = 1.5  # a Redis that does not answer does not keep the process
+_LAST_WORDS_S = 1.0  # a Redis that does not answer does not keep the process
 
 
 class Pod:
@@ -149,14 +149,23 @@ class Pod:
         await self.sockets.close_all(over_s, "the pod restarts", hurry)
         if self.conversation.sends_in_flight:  # of sockets that are gone
             await unless(hurry, asyncio.wait(self.conversation.sends_in_flight), deadline - loop.time())
+        await self._say_last("marks_not_written", self._note_all())
+
+    async def _note_all(self) -> None:
+        await self.sockets.noted()
+        await self.hub.flush_marks()
+
+    async def leave(self) -> None:
+        """Tell the cluster that the pod is gone; last of all, as a beat behind it would enter it again."""
+        await self._say_last("left_without_goodbye", self.presence.leave())
+
+    async def _say_last(self, event: str, words: Coroutine[Any, Any, None]) -> None:
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
-                await self.sockets.noted()
-                await self.hub.flush_marks()
-                await self.presence.leave()
+                await words
         except (RedisUnavailable, TimeoutError) as error:
             reason = str(error) or f"Redis did not answer within {_LAST_WORDS_S:g} s"
-            self.log.warning("left_without_goodbye", reason=reason)
+            self.log.warning(event, reason=reason)
 
     # Redis.
 
@@ -191,9 +200,7 @@ class Pod:
         if up:
             self.log.info("redis_connected", connection=what, server=str(link.address))
         else:
-            self.log.warning(
-                "redis_lost", connection=what, server=str(link.address), reason=link.last_error
-            )
+            self.log.warning("redis_lost", connection=what, server=str(link.address), reason=link.last_error)
 
     # Background.
 

@@ -129,6 +129,7 @@ async def run_gateway(settings: Settings) -> int:
             server.config.timeout_graceful_shutdown = _REQUESTS_IN_HURRY_S
         server.should_exit = True
         await http_done.wait()
+        await pod.leave()
 
     clean = await run_until(stopping.asked, {**pod.tasks(), "http": serve_http()}, pod.log, goodbye)
     pod.log.info("pod_stopped", clean=clean)

@@ -21,6 +21,7 @@ from backplane.open_store import open_store
 from backplane.probes import Probes
 from backplane.redis_client import RedisTarget
 from backplane.router.leases import Leases
+from backplane.router.line import Line
 from backplane.router.lookout import Lookout
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
@@ -78,8 +79,7 @@ class Consumer:
             settings.probe_interval_s,
             self._send_probe,
         )
-        self._ready: asyncio.Queue[bytes] = asyncio.Queue()  # bounded by _queued: a list stands in it once
-        self._queued: set[bytes] = set()
+        self._line = Line()
         self._busy: set[bytes] = set()
         self._again: set[bytes] = set()  # of the busy ones, those that were written to meanwhile
         self._refused: set[bytes] = set()  # those that Redis refused to serve, until they are tried again
@@ -252,28 +252,26 @@ class Consumer:
         watched.add_done_callback(write)
         return written
 
-    def _enqueue(self, lists: Iterable[bytes]) -> None:
+    def _enqueue(self, lists: Iterable[bytes], *, left_over: bool = False) -> None:
         now = time.monotonic()
         for name in lists:
             self._since.setdefault(name, now)
             if name in self._busy:  # two workers on one list would only refuse each other's transfers
                 self._again.add(name)
-            elif name not in self._queued:
-                self._queued.add(name)
-                self._ready.put_nowait(name)
+            else:
+                self._line.join(name, left_over=left_over)
 
     # Moving.
 
     async def _work(self) -> None:
         while True:
-            name = await self._ready.get()
-            self._queued.discard(name)
+            name = await self._line.next()
             self._busy.add(name)
             more = await self._turn(name)
             self._busy.discard(name)
             if more or name in self._again:
                 self._again.discard(name)
-                self._enqueue([name])
+                self._enqueue([name], left_over=True)
 
     async def _turn(self, name: bytes) -> bool:
         """Move a few batches of one list; returns whether it should stand in line again at once."""
@@ -345,6 +343,7 @@ class Consumer:
             if name in registered or at > forget_before or at == _NOT_TOLD
         }
         self._mine &= self._known.keys()
+        self._line.forget(set(self._known))
         self._learn(registered)
 
     async def _look(self, names: list[bytes]) -> None:
@@ -353,7 +352,7 @@ class Consumer:
             lengths = await asyncio.gather(*map(self._length, some), return_exceptions=True)
             for name, length in zip(some, lengths, strict=True):
                 if length == 0:
-                    if name not in self._busy and name not in self._queued:
+                    if name not in self._busy and name not in self._line:
                         self._since.pop(name, None)
                 elif isinstance(length, int | RedisRefused):  # a refusal is told when its turn comes
                     self._enqueue((name,))
