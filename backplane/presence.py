@@ -59,6 +59,7 @@ class Presence:
         self._summary = summary
         self._renew = renew
         self._on_forgotten = on_forgotten
+        self._left = False
         self.ttl_ms = int(interval_s * 1000 * MISSED_BEATS)
 
     async def run(self) -> None:
@@ -74,7 +75,9 @@ class Presence:
             await asyncio.sleep(self._interval_s)
 
     async def beat(self) -> None:
-        """Write the summary once."""
+        """Write the summary once; nothing after `leave`."""
+        if self._left:
+            return
         call = self._store.call
         _, before, *_ = await asyncio.gather(
             call("SADD", self._members, self._member_id),
@@ -85,7 +88,11 @@ class Presence:
             await self._on_forgotten()
 
     async def leave(self) -> None:
-        """Say goodbye: a process that stops cleanly is gone at once."""
+        """Say goodbye: a process that stops cleanly is gone at once.
+
+        A beat that is on its way was sent before, over the same connection.
+        """
+        self._left = True
         await asyncio.gather(
             self._store.call("SREM", self._members, self._member_id),
             self._store.call("DEL", self._key, *self._renew),

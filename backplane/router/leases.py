@@ -50,6 +50,7 @@ class Leases:
         self._lease_s = lease_s
         self._on_view = on_view
         self.routers = frozenset({router_id})
+        self._left = False
 
     def mine(self, name: bytes) -> bool:
         """Whether a list is this router's."""
@@ -63,11 +64,13 @@ class Leases:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
 
     async def renew(self) -> None:
-        """Renew once, and learn who is there.
+        """Renew once, and learn who is there; nothing after `leave`.
 
         Raises:
             RedisUnavailable: Redis did not answer.
         """
+        if self._left:
+            return
         told = await self._store.script(LEASE, [self._key], [self._router_id, int(self._lease_s * 1000)])
         routers = frozenset(name.decode() for name in told) | {self._router_id}
         if routers != self.routers:
@@ -80,4 +83,5 @@ class Leases:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
+        self._left = True
         await self._store.call("ZREM", self._key, self._router_id)

@@ -27,11 +27,13 @@ class StubHub:
 
     def __init__(self) -> None:
         self.detached: list[int | None] = []
+        self.noting: asyncio.Task[None] | None = None
         self.resumptions = 0
         self.acks = 0
 
-    def detach(self, feed: Feed, connection: Connection) -> None:
+    def detach(self, feed: Feed, connection: Connection) -> asyncio.Task[None] | None:
         self.detached.append(connection.sent)
+        return self.noting
 
     def resumed(self, feed: Feed, connection: Connection) -> None:
         assert connection.writable
@@ -71,6 +73,8 @@ class StubEndpoint:
         self.closes: list[int] = []
         self.gone: list[Connection] = []
         self.asked: list[str] = []
+        self.retired: list[str] = []
+        self.kept: list[asyncio.Task[None]] = []
 
     async def open(self, connection: Connection, head: bytes) -> None:
         self.heads.append(head)
@@ -94,6 +98,12 @@ class StubEndpoint:
 
     def ask_to_reconnect(self, _connection: Connection, reason: str) -> None:
         self.asked.append(reason)
+
+    def retire(self, _connection: Connection, reason: str) -> None:
+        self.retired.append(reason)
+
+    def keep(self, noting: asyncio.Task[None]) -> None:
+        self.kept.append(noting)
 
 
 class Wire:
@@ -300,6 +310,34 @@ async def test_closing_detaches_at_once() -> None:
 
     assert wire.hub.detached == [5]
     assert wire.endpoint.gone == [wire.connection]
+
+
+async def test_notes_of_what_was_sent_are_handed_on() -> None:
+    """However a socket ends, the endpoint knows of the note that is on its way."""
+    for end in (Wire.lose, lambda wire: wire.connection.close(1012, "")):
+        wire = await opened()
+        wire.hub.noting = asyncio.create_task(asyncio.sleep(0))
+        end(wire)
+        assert wire.endpoint.kept == [wire.hub.noting]
+
+
+async def test_who_can_be_asked_to_leave() -> None:
+    """A socket on its session, until it is asked; it is busy while something is under way to its client."""
+    wire = Wire()
+    assert not wire.connection.attached
+    wire = await opened()
+    assert (wire.connection.attached, wire.connection.busy) == (True, False)
+    wire.connection.in_flight = 1
+    assert wire.connection.busy
+    wire.connection.in_flight = 0
+    wire.transport.buffered = 1
+    assert wire.connection.busy
+    wire.transport.buffered = 0
+    wire.connection.retire("the pod restarts")
+    assert wire.endpoint.retired == ["the pod restarts"]
+    wire.connection.close(1012, "")
+
+    assert not wire.connection.attached
 
 
 async def test_client_that_does_not_answer_our_close(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ import pytest
 
 from backplane.errors import ConfigurationError
 from backplane.settings import Settings
-from gateway.server import check_exposure, listening_socket
+from gateway.server import Stopping, check_exposure, listening_socket
 
 LOOPBACK = "127.0.0.1"
 
@@ -93,3 +94,19 @@ def test_ipv6(closing: ExitStack) -> None:
         assert said.startswith("cannot listen on ::1")  # either way is right
         return
     assert listening.family == socket.AF_INET6
+
+
+async def test_signals() -> None:
+    """The first asks to stop, SIGINT by hand; whatever comes second asks to hurry."""
+    for first, by_hand in ((signal.SIGTERM, False), (signal.SIGINT, True)):
+        for second in (signal.SIGTERM, signal.SIGINT):
+            stopping = Stopping()
+            assert not stopping.asked.is_set()
+            stopping.on_signal(first)
+            assert (stopping.asked.is_set(), stopping.hurry.is_set(), stopping.by_hand) == (
+                True,
+                False,
+                by_hand,
+            )
+            stopping.on_signal(second)
+            assert (stopping.hurry.is_set(), stopping.by_hand) == (True, by_hand)

@@ -15,6 +15,7 @@ from backplane.errors import QueueFull, RedisUnavailable
 from backplane.ownership import Owned, Ownership
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
+from gateway import websocket_endpoint
 from gateway.auth import Authenticator, issue_token
 from gateway.connection import Connection, State
 from gateway.conversation import Conversation
@@ -24,9 +25,9 @@ from gateway.sender import Sender
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import (
     SESSION,
-    FakeLink,
     FakeLogger,
     FakeSessionLog,
+    FakeStore,
     FakeTransport,
     close_codes,
     masked,
@@ -85,10 +86,10 @@ class Pod:
         self.logger = FakeLogger()
         self.queue = StubQueue()
         self.ownership = StubOwnership()
-        self.health = SimpleNamespace(draining=False)
+        self.health = SimpleNamespace(draining=False, given_up=False)
         keys = self.settings.keys()
         logger = self.logger.as_logger()
-        self.hub = Hub(FakeLink().as_link(), self.log.as_log(), logger, lambda _channel, _payload: None)
+        self.hub = Hub(FakeStore().as_store(), self.log.as_log(), logger, lambda _channel, _payload: None)
         sender = Sender(self.settings, keys, self.log.as_log(), cast("TaskQueue", self.queue))
         self.conversation = Conversation(self.settings, sender, logger)
         self.sockets = WebSocketEndpoint(
@@ -529,19 +530,133 @@ async def test_gone_is_gone(pod: Pod) -> None:
 async def test_asked_to_reconnect(pod: Pod) -> None:
     """A client that has to move is told why and when, and then closed with a code that says come back."""
     client = await pod.open()
-    pod.sockets.ask_to_reconnect(client.connection, "the pod restarts", after_ms=250)
+    pod.sockets.ask_to_reconnect(client.connection, "the pod restarts")
     reconnect = client.messages[-1]
 
     assert reconnect["type"] == "reconnect"
-    assert reconnect["data"] == {"reason": "the pod restarts", "after_ms": 250}
+    assert reconnect["data"]["reason"] == "the pod restarts"
     assert client.close_codes == [1012]
+
+
+@pytest.mark.parametrize("jitter_s", [0.0, 0.5])
+async def test_waits_are_spread(jitter_s: float) -> None:
+    """Clients that are sent away together are told different times to come back, within the setting."""
+    pod = Pod(reconnect_jitter_s=jitter_s)
+    clients = [await pod.open(session=f"s-{n}") for n in range(50)]
+    for client in clients:
+        client.connection.restart("the session's log began anew")
+    waits = [client.messages[-1]["data"]["after_ms"] for client in clients]
+
+    assert all(isinstance(after_ms, int) and 0 <= after_ms <= jitter_s * 1000 for after_ms in waits)
+    assert len(set(waits)) > 25 or not jitter_s
+    assert max(waits) - min(waits) > 150 or not jitter_s
+
+
+async def test_retired_when_what_it_was_sent_is_noted(pod: Pod) -> None:
+    """Or a client without a cursor that is on another pod at once would be sent all of it again."""
+    client = await pod.open()
+    pod.say(2)
+    pod.log.gated = True
+    for _ in range(2):  # the second time it is on its way already
+        client.connection.retire("the pod restarts")
+    await settle()
+    assert [message["type"] for message in client.messages][-1] != "reconnect"
+    assert [call.name for call in pod.log.pending] == ["mark_sent"]
+    pod.say()  # too late for this socket: it is not noted for it, and so must not be sent
+    pod.log.release()
+    await settle()
+
+    assert [message["type"] for message in client.messages][-2:] == ["t", "reconnect"]
+    assert client.close_codes == [1012]
+    again = await pod.open()
+    assert [message["metadata"].get("seq") for message in again.messages] == [None, 3]
+
+
+async def test_retired_while_redis_does_not_answer(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that is silent keeps nobody, but its answer is awaited before the process ends."""
+    monkeypatch.setattr(websocket_endpoint, "_NOTING_S", 0.001)
+    client = await pod.open()
+    pod.say(2)
+    pod.log.gated = True
+    client.connection.retire("the pod restarts")
+    async with asyncio.timeout(5):
+        while client.transport.data.count(b"reconnect") == 0:
+            client.transport.wrote.clear()
+            await client.transport.wrote.wait()
+    noted = asyncio.create_task(pod.sockets.noted())
+    await settle()
+    assert not noted.done()
+    pod.log.release()
+    await settle()
+
+    assert noted.done()
+    assert pod.log.record().sent == 2
+
+
+async def test_notes_of_lost_sockets_are_awaited(pod: Pod) -> None:
+    """Also of those that were cut off while the pod stopped."""
+    client = await pod.open()
+    pod.say(2)
+    pod.log.gated = True
+    client.lose()
+    noted = asyncio.create_task(pod.sockets.noted())
+    await settle()
+    assert not noted.done()
+    pod.log.release()
+    await settle()
+
+    assert noted.done()
+    assert pod.log.record().sent == 2
+
+
+async def test_a_socket_with_a_send_in_flight_is_busy(pod: Pod) -> None:
+    """Until its ack is written; so is one of which something has not left the process."""
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    assert (client.connection.attached, client.connection.busy) == (True, False)
+    pod.queue.gate.clear()
+    client.say(type="chat", message="hello", ref=1)
+    await settle()
+    assert client.connection.busy
+    pod.queue.gate.set()
+    await settle()
+    assert client.messages[-1]["type"] == "ack"
+    assert not client.connection.busy
+    client.transport.buffered = 10
+    assert client.connection.busy
+    client.transport.buffered = 0
+    client.connection.retire("the pod restarts")
+
+    assert not client.connection.attached
+
+
+async def test_closing_all_gives_acks_their_time(pod: Pod) -> None:
+    """The pace lets a socket that waits for its ack be the last, though it was the first to come."""
+    busy = await pod.open(f"{WHO}&agent_id=sales")
+    idle = await pod.open()
+    pod.queue.gate.clear()
+    busy.say(type="chat", message="hello", ref=1)
+    await settle()
+    closing = asyncio.create_task(pod.sockets.close_all(0.4, "the pod restarts", asyncio.Event()))
+    await settle()
+    assert (busy.close_codes, idle.close_codes) == ([], [1012])
+    pod.queue.gate.set()
+    idle.lose()
+    while not busy.close_codes:
+        busy.transport.wrote.clear()
+        await busy.transport.wrote.wait()
+    busy.lose()
+    await closing
+
+    assert [message["type"] for message in busy.messages][-2:] == ["ack", "reconnect"]
 
 
 async def test_closing_all_waits_for_all(pod: Pod) -> None:
     """A pod that stops waits until its clients have taken their leave, and not a moment longer."""
     clients = [await pod.open() for _ in range(3)]
-    closing = asyncio.create_task(pod.sockets.close_all(60))
-    await settle()
+    closing = asyncio.create_task(pod.sockets.close_all(0.5, "the pod restarts", asyncio.Event()))
+    while clients[2].close_codes == []:
+        clients[2].transport.wrote.clear()
+        await clients[2].transport.wrote.wait()
     assert [client.close_codes for client in clients] == [[1012]] * 3
     for client in clients[:2]:
         client.lose()
@@ -558,14 +673,44 @@ async def test_closing_all_waits_for_all(pod: Pod) -> None:
 async def test_closing_all_does_not_wait_for_ever(pod: Pod) -> None:
     """A client that does not go is left behind, and counted in the log."""
     await pod.open()
-    await pod.sockets.close_all(0.001)
+    await pod.sockets.close_all(0.001, "the pod restarts", asyncio.Event())
 
     assert pod.logger.events == [("warning", "sockets_left", {"sockets": 1})]
 
 
+async def test_closing_all_while_redis_does_not_answer(pod: Pod) -> None:
+    """Whose note is not answered by the end is asked to come back all the same."""
+    client = await pod.open()
+    pod.say()
+    pod.log.gated = True
+    await pod.sockets.close_all(0.001, "the pod restarts", asyncio.Event())
+
+    assert client.messages[-1]["type"] == "reconnect"
+    assert client.close_codes == [1012]
+
+
+async def test_closing_all_in_a_hurry(pod: Pod) -> None:
+    """All are closed at once; those who do not answer have a moment, not the whole time."""
+    clients = [await pod.open() for _ in range(5)]
+    hurry = asyncio.Event()
+    closing = asyncio.create_task(pod.sockets.close_all(3_600, "the pod restarts", hurry))
+    await settle()
+    assert [len(client.close_codes) for client in clients].count(1) == 1
+    hurry.set()
+    await settle()
+    assert [client.close_codes for client in clients] == [[1012]] * 5
+    assert not closing.done()
+    for client in clients:
+        client.lose()
+    await settle()
+
+    assert closing.done()
+    assert pod.logger.names == []
+
+
 async def test_closing_none(pod: Pod) -> None:
     """A pod without sockets stops at once."""
-    await pod.sockets.close_all(60)
+    await pod.sockets.close_all(60, "the pod restarts", asyncio.Event())
 
 
 async def test_ownership_is_written_anew(pod: Pod) -> None:

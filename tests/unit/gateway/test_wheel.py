@@ -24,15 +24,22 @@ class StubConnection:
         self.identity: Identity | None = IDENTITY
         self.slot = -1
         self.heard = 0
+        self.expires = 0
+        self.busy = False
         self.writable = True
         self.written: list[bytes] = []
         self.closes: list[int] = []
+        self.retired: list[int] = []  # at which ticks
 
     def write(self, frames: bytes) -> None:
         self.written.append(frames)
 
     def close(self, code: int, _reason: str) -> None:
         self.closes.append(code)
+        self.wheel.remove(self.as_connection())
+
+    def retire(self, _reason: str) -> None:
+        self.retired.append(self.wheel.tick)
         self.wheel.remove(self.as_connection())
 
     def as_connection(self) -> Connection:
@@ -130,6 +137,57 @@ def test_a_socket_that_takes_no_more_is_not_pinged() -> None:
     turn(wheel, 1)
 
     assert connection.closes == [4002]
+
+
+def test_old_sockets_are_retired_each_at_its_time() -> None:
+    """Sockets that came together go between 80 % and 120 % of the greatest age, spread over that time."""
+    wheel = Wheel(25, 100 * 25)
+    turn(wheel, 7)
+    began = wheel.tick
+    connections = connected(wheel, 1_000)
+    turn(wheel, 79.9, talking=connections)
+    assert len(wheel) == 1_000
+    turn(wheel, 41.2, talking=connections)  # a socket is looked at once per heartbeat
+
+    assert len(wheel) == 0
+    assert all(len(connection.retired) == 1 for connection in connections)
+    assert not any(connection.closes for connection in connections)
+    ages = [(connection.retired[0] - began) / TICKS_A_HEARTBEAT for connection in connections]
+    for start in range(80, 120, 4):
+        assert 50 < sum(start <= age - 0.5 < start + 4 for age in ages) < 150
+
+
+def test_without_a_greatest_age_nobody_is_retired() -> None:
+    """0 means never; and one that is younger than its age stays."""
+    never, later = Wheel(25, 0), Wheel(25, 1_000 * 25)
+    for wheel in (never, later):
+        connections = connected(wheel, 50)
+        turn(wheel, 500, talking=connections)
+        assert len(wheel) == 50
+    assert {connection.expires for connection in never.connections} == {0}
+
+
+def test_ages_far_below_a_heartbeat() -> None:
+    """Such a socket is retired by the next look at it, not never."""
+    wheel = Wheel(25, 0.001)
+    connections = connected(wheel, 50)
+    turn(wheel, 1, talking=connections)
+
+    assert len(wheel) == 0
+
+
+def test_an_old_socket_gets_its_ack_first() -> None:
+    """One whose client waits for an answer is pinged as ever, and retired a heartbeat later."""
+    wheel = Wheel(25, 2 * 25)
+    [connection] = connected(wheel, 1)
+    connection.busy = True
+    turn(wheel, 10, talking=[connection])
+    assert connection.retired == []
+    assert len(connection.written) == 10
+    connection.busy = False
+    turn(wheel, 1, talking=[connection])
+
+    assert len(connection.retired) == 1
 
 
 def test_sockets_that_are_gone_are_left_alone() -> None:
