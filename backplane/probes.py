@@ -73,21 +73,41 @@ class Probes:
         """What is used now."""
         return [probe.name for probe in self._probes.values()]
 
-    def problem(self) -> str | None:
-        """Why what is written does not come back; None if it does."""
-        if not self._store.up:
-            return f"no connection to Redis: {self._store.last_error}"
-        if not self._probes:
-            return "the first probe has not come back yet"
-        for probe in self._probes.values():
-            if probe.refused:
-                return f"Redis at {probe.link.address} refuses the probe: {probe.refused}"
-            if probe.heard_at is None:
-                return f"the first probe of {probe.link.address} has not come back yet"
-            silent_s = time.monotonic() - probe.heard_at
-            if silent_s > self._patience_s:
-                return f"probes have not come back from Redis at {probe.link.address} for {silent_s:.1f} s"
+    def troubles(self) -> dict[Link, str]:
+        """The servers from which nothing comes back, and why."""
+        probes = {probe.link: probe for probe in self._probes.values()}
+        found = {link: self._trouble(link, probes.get(link)) for link in self._store.links}
+        return {link: trouble for link, trouble in found.items() if trouble is not None}
+
+    def _trouble(self, link: Link, probe: _Probe | None) -> str | None:
+        if not link.up:
+            return f"no connection to Redis at {link.address}: {link.last_error}"
+        if probe is None or probe.heard_at is None:
+            return f"the first probe of {link.address} has not come back yet"
+        if probe.refused:
+            return f"Redis at {link.address} refuses the probe: {probe.refused}"
+        silent_s = time.monotonic() - probe.heard_at
+        if silent_s > self._patience_s:
+            return f"probes have not come back from Redis at {link.address} for {silent_s:.1f} s"
         return None
+
+    def problem(self) -> str | None:
+        """Why this process does not do its work; None if it does.
+
+        A node of a cluster that cannot be reached, while others can, is no reason: most likely it cannot be
+        reached from anywhere, and its share is small. One that is connected and brings nothing is.
+        """
+        troubles = self.troubles()
+        if len(troubles) < len(self._store.links):
+            troubles = {link: trouble for link, trouble in troubles.items() if link.up}
+        elif not troubles:
+            return f"no connection to Redis: {self._store.last_error}"
+        return "; ".join(troubles.values()) or None
+
+    def impairment(self) -> str | None:
+        """What does not work, although the rest does; None if all does."""
+        missing = None if self._store.up else self._store.last_error
+        return "; ".join(self.troubles().values()) or missing
 
     def heard(self, name: bytes, payload: bytes | None = None) -> bool:
         """Redis pushed something for a name; False if it is no probe's.

@@ -35,11 +35,12 @@ def build_app(pod: Pod) -> Starlette:
     async def readyz(_request: Request) -> Response:
         problem = pod.health.problem()
         if problem is None:
-            return json_response({"status": "ready"})
+            impairment = pod.health.impairment()
+            return json_response({"status": "ready"} | ({"impaired": impairment} if impairment else {}))
         return json_response({"status": "not_ready", "reason": problem}, 503)
 
     async def detailed(_request: Request) -> Response:
-        problem = pod.health.problem()
+        problem = pod.health.problem() or pod.health.impairment()
         redis = pod.commands.up and pod.feed.up
         routers = await living(pod.commands, pod.keys, "routers") if redis else None
         trouble = None if routers is None else _trouble(routers)
@@ -48,7 +49,7 @@ def build_app(pod: Pod) -> Starlette:
             {
                 "status": "ok" if problem is None and trouble is None else "degraded",
                 "service": "agent_orchestrator",
-                "ready": problem is None,
+                "ready": pod.health.problem() is None,
                 "reason": problem or trouble,
                 "redis": {
                     "address": pod.redis_shown,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from backplane.link import Link
 from backplane.probes import Probes
 from backplane.store import Store
 
@@ -24,7 +25,8 @@ class Health:
 
     Attributes:
         draining: whether the pod is about to stop.
-        given_up: whether messages have not got through for so long that sockets are better off elsewhere.
+        given_up: servers from which nothing has come for so long that the sockets of their sessions are
+            better off on another pod.
     """
 
     def __init__(
@@ -32,7 +34,8 @@ class Health:
     ) -> None:
         self._commands = commands
         self.draining = False
-        self.given_up = False
+        self.given_up: set[Link] = set()
+        self._feed = feed
         self.probes = Probes(
             feed,
             channel,
@@ -48,9 +51,20 @@ class Health:
 
     def deafness(self) -> str | None:
         """Why messages do not get through this pod; None if they do."""
-        if not self._commands.up:
+        if not any(link.up for link in self._commands.links):
             return f"no connection to Redis for commands: {self._commands.last_error}"
         return self.probes.problem()
+
+    def impairment(self) -> str | None:
+        """What does not get through, although the rest does; None if all does."""
+        return self.probes.impairment()
+
+    def deaf_to(self, session: str) -> bool:
+        """Whether a session's server has been given up."""
+        if not self.given_up:
+            return False
+        link = self._feed.link_for(session)
+        return link in self.given_up and link in self.probes.troubles()
 
     def heard(self, channel: bytes, payload: bytes) -> None:
         """A message came on a channel that is no session's: perhaps a probe."""

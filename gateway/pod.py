@@ -225,22 +225,21 @@ class Pod:
             await asyncio.sleep(interval_s / 2)
 
     async def _watch_deafness(self) -> None:
-        """Send the clients elsewhere when messages have not got through for long, whatever was tried."""
-        deaf_since: float | None = None
+        """Send clients elsewhere whose sessions' server has not been heard for long, whatever was tried."""
+        health, since = self.health, dict[Link, float]()
         while True:
             await asyncio.sleep(self.settings.probe_interval_s / 2)
-            problem = self.health.deafness()
-            if problem is None:
-                deaf_since, self.health.given_up = None, False
-                continue
-            now = time.monotonic()
-            deaf_since = now if deaf_since is None else deaf_since
-            if now - deaf_since < self.settings.deaf_limit_s or self.health.draining:
-                continue
-            if not self.health.given_up:
-                self.health.given_up = True
-                sockets = self.sockets.wheel.connections
-                self.log.error("pod_deaf", reason=problem, sockets=len(sockets))
+            now, troubles = time.monotonic(), health.probes.troubles()
+            since = {link: since.get(link, now) for link in troubles}
+            lost = {link for link, at in since.items() if now - at >= self.settings.deaf_limit_s}
+            newly, health.given_up = lost - health.given_up, lost
+            if newly and not health.draining:
+                sockets = [
+                    socket
+                    for socket in self.sockets.wheel.connections
+                    if socket.feed is not None and self.feed.link_for(socket.feed.session) in newly
+                ]
+                self.log.error("pod_deaf", reason=[troubles[link] for link in newly], sockets=len(sockets))
                 over_s = max(_DEAF_CLOSE_S, len(sockets) / _DEAF_CLOSE_A_S)
                 await close_paced(sockets, over_s, "messages do not get through this pod", asyncio.Event())
 

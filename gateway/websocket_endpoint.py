@@ -108,8 +108,6 @@ class WebSocketEndpoint:
             raise ClientError(404, "not_found", "sockets are opened at /ws/{session_id}")
         if self._health.draining:
             raise _draining()
-        if self._health.given_up:
-            raise redis_unavailable()
         try:
             if self.settings.auth == "none":
                 _check_origin(request)
@@ -124,6 +122,8 @@ class WebSocketEndpoint:
         connection.connection_id = uuid4().hex
         connection.wants_chunks = request.query.get("stream") == "1"
         session = await self._session_log.locate(identity.tenant_id, identity.session_id)
+        if self._health.deaf_to(session):
+            raise redis_unavailable()
 
         def greet(resumed: Resumed) -> bool:
             if self._health.draining:  # since the log was asked

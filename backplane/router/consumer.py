@@ -116,7 +116,7 @@ class Consumer:
 
     def problem(self) -> str | None:
         """Why this router does not do its work; None if it does."""
-        if not self.commands.up:
+        if not any(link.up for link in self.commands.links):
             return f"no connection to Redis for commands: {self.commands.last_error}"
         problem = self.probes.problem()
         if problem is None and self.oldest_s > self._settings.stuck_after_s:

@@ -76,12 +76,13 @@ class DeafProxy:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)  # aborted transports close their sockets in the loop's next rounds
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         except OSError:
-            writer.close()
+            writer.transport.abort()
             return
         ways = [
             asyncio.create_task(self._copy(reader, far_writer, pushes=False)),
@@ -94,8 +95,8 @@ class DeafProxy:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            writer.close()
-            far_writer.close()
+            writer.transport.abort()
+            far_writer.transport.abort()
 
     async def _copy(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pushes: bool

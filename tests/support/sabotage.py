@@ -21,12 +21,13 @@ MARKER = b"stop-before-moving"
 
 def no_probe() -> None:
     """A connection that is up counts as proof enough."""
+    from backplane.link import Link
     from backplane.probes import Probes
 
-    def problem(self: Probes) -> str | None:
-        return None if self._store.up else "no connection"
+    def troubles(self: Probes) -> dict[Link, str]:
+        return {link: "no connection" for link in self._store.links if not link.up}
 
-    Probes.problem = problem  # type: ignore[method-assign]
+    Probes.troubles = troubles  # type: ignore[method-assign]
     Probes._mend = lambda self, probe: None  # type: ignore[method-assign]
 
 
