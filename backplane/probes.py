@@ -97,12 +97,9 @@ class Probes:
         A node of a cluster that cannot be reached, while others can, is no reason: most likely it cannot be
         reached from anywhere, and its share is small. One that is connected and brings nothing is.
         """
-        troubles = self.troubles()
-        if len(troubles) < len(self._store.links):
-            troubles = {link: trouble for link, trouble in troubles.items() if link.up}
-        elif not troubles:
+        if not any(link.up for link in self._store.links):
             return f"no connection to Redis: {self._store.last_error}"
-        return "; ".join(troubles.values()) or None
+        return "; ".join(trouble for link, trouble in self.troubles().items() if link.up) or None
 
     def impairment(self) -> str | None:
         """What does not work, although the rest does; None if all does."""

@@ -20,7 +20,7 @@ from gateway.auth import Authenticator, issue_token
 from gateway.errors import ERROR_CODES
 from gateway.pod import Pod
 from gateway.sender import Sender
-from tests.unit.gateway.fakes import FakeLink, FakeSessionLog
+from tests.unit.gateway.fakes import FakeSessionLog, FakeStore
 
 LIMIT = 2_000
 HEADERS = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Session-ID": "s-1", "X-Agent-ID": "sales"}
@@ -54,13 +54,18 @@ class StubPod:
         self.keys = self.settings.keys()
         self.authenticator = Authenticator(self.settings)
         self.redis_shown = "redis.test:6379/0"
-        self.command_link, self.feed_link = FakeLink(), FakeLink()
-        self.command_link.replies = {"SMEMBERS": {b"r-1"}, "GET": b'{"lists":2}'}
+        self.commands, self.feed = FakeStore(), FakeStore()
+        self.commands.replies = {"SMEMBERS": {b"r-1"}, "GET": b'{"lists":2}'}
         self.log = FakeSessionLog()
         self.queue = StubQueue()
         self.sender = Sender(self.settings, self.keys, self.log.as_log(), cast("TaskQueue", self.queue))
-        self.health = SimpleNamespace(problem=lambda: self.problem, round_trip_s=0.0015)
+        self.health = SimpleNamespace(
+            problem=lambda: self.problem,
+            impairment=lambda: self.impairment,
+            probes=SimpleNamespace(round_trip_s=0.0015),
+        )
         self.problem: str | None = None
+        self.impairment: str | None = None
 
     def summary(self) -> dict[str, Any]:
         return dict(SUMMARY)
@@ -412,8 +417,8 @@ async def test_liveness_never_looks_at_redis(path: str, answer: dict[str, str]) 
         authenticator=pod.authenticator,
         sender=Untouchable(),
         health=Untouchable(),
-        command_link=Untouchable(),
-        feed_link=Untouchable(),
+        commands=Untouchable(),
+        feed=Untouchable(),
         keys=Untouchable(),
     )
     async with client_of(blind) as client:
@@ -427,6 +432,17 @@ async def test_ready(client: httpx.AsyncClient) -> None:
     response = await client.get("/readyz")
 
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
+
+
+async def test_ready_but_impaired(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """One of several servers away: ready for the others' sessions, and the operator is told."""
+    pod.impairment = "no connection to Redis at b:6379"
+    response = await client.get("/readyz")
+
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "impaired": "no connection to Redis at b:6379"}
+    details = (await client.get("/health/detailed")).json()
+    assert (details["status"], details["ready"]) == ("degraded", True)
 
 
 async def test_not_ready(pod: StubPod, client: httpx.AsyncClient) -> None:
@@ -453,14 +469,27 @@ async def test_details(client: httpx.AsyncClient) -> None:
 
 async def test_details_without_a_router(pod: StubPod, client: httpx.AsyncClient) -> None:
     """Callbacks that nobody moves are a reason to look, though this pod is ready."""
-    pod.command_link.replies = {"SMEMBERS": set()}
+    pod.commands.replies = {"SMEMBERS": set()}
     details = (await client.get("/health/detailed")).json()
 
     assert (details["status"], details["ready"], details["routers"]) == ("degraded", True, 0)
     assert "router" in details["reason"]
 
 
-@pytest.mark.parametrize("which", ["command_link", "feed_link"])
+async def test_details_with_a_router_in_trouble(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """A router that does not do its work is as good a reason, in its own words; the others are not blamed."""
+    pod.commands.replies = {
+        "SMEMBERS": {b"r-1", b"r-2"},
+        ("GET", pod.keys.member("routers", "r-1")): b'{"ready":true,"reason":null}',
+        ("GET", pod.keys.member("routers", "r-2")): b'{"ready":false,"reason":"its probes do not come back"}',
+    }
+    details = (await client.get("/health/detailed")).json()
+
+    assert (details["status"], details["ready"], details["routers"]) == ("degraded", True, 2)
+    assert details["reason"] == "router r-2: its probes do not come back"
+
+
+@pytest.mark.parametrize("which", ["commands", "feed"])
 async def test_details_while_redis_is_away(pod: StubPod, client: httpx.AsyncClient, which: str) -> None:
     """The page that explains an outage is there during the outage."""
     getattr(pod, which).up = False
@@ -471,7 +500,7 @@ async def test_details_while_redis_is_away(pod: StubPod, client: httpx.AsyncClie
     assert response.status_code == 200
     assert (details["status"], details["reason"]) == ("degraded", "no connection to Redis")
     assert (details["redis"]["connected"], details["routers"]) == (False, None)
-    assert pod.command_link.called == []
+    assert pod.commands.called == []
 
 
 # Statistics.
@@ -479,7 +508,7 @@ async def test_details_while_redis_is_away(pod: StubPod, client: httpx.AsyncClie
 
 async def test_socket_statistics(pod: StubPod, client: httpx.AsyncClient) -> None:
     """All pods are counted: the others as they said last, this one as it is."""
-    pod.command_link.replies = {
+    pod.commands.replies = {
         "SMEMBERS": {b"pod-1", b"pod-2"},
         ("GET", pod.keys.member("pods", "pod-1")): b'{"connections":99}',
         ("GET", pod.keys.member("pods", "pod-2")): b'{"connections":4}',
@@ -493,7 +522,7 @@ async def test_socket_statistics(pod: StubPod, client: httpx.AsyncClient) -> Non
 
 async def test_socket_statistics_of_a_tenant(pod: StubPod, client: httpx.AsyncClient) -> None:
     """One tenant's connections, by pod."""
-    pod.command_link.replies = {"SMEMBERS": set(), "HGET": b"2"}
+    pod.commands.replies = {"SMEMBERS": set(), "HGET": b"2"}
     answer = (await client.get("/ws/stats", params={"tenant_id": "acme"})).json()
 
     assert answer == {
@@ -507,7 +536,7 @@ async def test_socket_statistics_of_a_tenant(pod: StubPod, client: httpx.AsyncCl
 
 async def test_chat_statistics(pod: StubPod, client: httpx.AsyncClient) -> None:
     """How much was sent and delivered, and what waits for agents, by tier."""
-    pod.command_link.replies = {"SMEMBERS": set()}
+    pod.commands.replies = {"SMEMBERS": set()}
     await send(client)
     answer = (await client.get("/api/chat/stats")).json()
 
@@ -523,7 +552,7 @@ async def test_chat_statistics(pod: StubPod, client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize("path", ["/ws/stats", "/api/chat/stats", "/ws/stats?tenant_id=acme"])
 async def test_statistics_while_redis_is_away(pod: StubPod, client: httpx.AsyncClient, path: str) -> None:
     """What cannot be counted now is a 503 that says when, not a mistake of ours."""
-    pod.command_link.up = False
+    pod.commands.up = False
     response = await client.get(path)
 
     check_problem(response, 503, "redis_unavailable")

@@ -86,7 +86,7 @@ class Pod:
         self.logger = FakeLogger()
         self.queue = StubQueue()
         self.ownership = StubOwnership()
-        self.health = SimpleNamespace(draining=False, given_up=False)
+        self.health = SimpleNamespace(draining=False, deaf_to=lambda _session: False)
         keys = self.settings.keys()
         logger = self.logger.as_logger()
         self.hub = Hub(FakeStore().as_store(), self.log.as_log(), logger, lambda _channel, _payload: None)
