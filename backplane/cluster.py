@@ -400,7 +400,9 @@ class Cluster:
     # Links.
 
     async def _greet(self, address: Address) -> None:
-        link = self._nodes[address]
+        link = self._nodes.get(address)
+        if link is None:
+            raise RedisUnavailable(f"{address} has left the cluster")
         await self._on_connect(link)
         self.subscribe([name for name in self._channels() if self._slots[key_slot(name)] is link])
 
