@@ -217,6 +217,10 @@ class Cluster:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # It may run again, and then it looks for itself where everything is.
+            self._wire, self._slots = None, [None] * SLOTS
+            self._nodes.clear()
+            self._running.clear()
 
     def _reap(self) -> None:
         """A link's task ends only by cancellation or by our own mistake, which must not stay unseen."""
