@@ -67,6 +67,7 @@ class Probes:
         self._begin = begin
         self._end = end
         self._probes: dict[bytes, _Probe] = {}
+        self._slotless: set[Link] = set()  # nodes with next to no slots, so that no name of ours is there
         self.round_trip_s: float | None = None
 
     def names(self) -> list[str]:
@@ -82,6 +83,8 @@ class Probes:
     def _trouble(self, link: Link, probe: _Probe | None) -> str | None:
         if not link.up:
             return f"no connection to Redis at {link.address}: {link.last_error}"
+        if link in self._slotless:
+            return None
         if probe is None or probe.heard_at is None:
             return f"the first probe of {link.address} has not come back yet"
         if probe.refused:
@@ -145,10 +148,13 @@ class Probes:
         gone, self._probes = self._probes.keys() - kept.keys(), kept
         for key in gone:
             self._end(key.decode())
+        self._slotless.clear()
         for link in links:
             if link.up and not any(probe.link is link for probe in kept.values()):
                 name = self._name_at(link)
-                if name is not None:
+                if name is None:
+                    self._slotless.add(link)
+                else:
                     kept[name.encode()] = _Probe(link, name)
                     self._begin(name)
 
@@ -159,7 +165,7 @@ class Probes:
             if served_by is link:
                 return name
             if number > _MOST_TRIES:
-                return None  # it serves next to no slots
+                return None
         return None
 
     def _mend(self, probe: _Probe) -> None:

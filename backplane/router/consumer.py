@@ -129,6 +129,7 @@ class Consumer:
         """Work out which lists are this router's; returns those that were not before."""
         mine = {name for name in self._known if self.leases.mine(name)}
         gained, self._mine = mine - self._mine, mine
+        self._since = {name: at for name, at in self._since.items() if name in mine}
         self.lookout.duty(on=self.leases.mine(_LOOKOUT))
         return gained
 
@@ -286,6 +287,8 @@ class Consumer:
             self._log.error("transfer_refused", tenant_id=tenant_id, reason=str(error))
             if "WRONGTYPE" in str(error):  # that is no list; if it becomes one, a push tells
                 self._since.pop(name, None)
+                with suppress(RedisUnavailable):
+                    self.store.watch(name).add_done_callback(forget)
             else:
                 self._later(name)
             return False
