@@ -18,21 +18,24 @@ import structlog
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
+from backplane.errors import RedisUnavailable
 from backplane.redis_client import parse_redis_url
 from backplane.router.consumer import Consumer
+from backplane.router.leases import owner
 from backplane.settings import Settings
 from tests.support.valkey import Client, Valkey, eventually
 
 SETTINGS = Settings(sweep_interval_s=3_600)  # what is found is found by wake-up, unless a test says otherwise
+QUIET = replace(SETTINGS, router_lease_s=60, probe_interval_s=60)  # a router that says nothing unasked
 KEYS = SETTINGS.keys()
 
 
 @asynccontextmanager
 async def routing(
-    url: str, settings: Settings = SETTINGS, kind: type[Consumer] = Consumer
+    url: str, settings: Settings = SETTINGS, kind: type[Consumer] = Consumer, router_id: str = "r-1"
 ) -> AsyncIterator[Consumer]:
     """A router whose first sweep is over; no part of it may have died by the end."""
-    consumer = kind(parse_redis_url(url), KEYS, settings, structlog.get_logger())
+    consumer = kind(parse_redis_url(url), KEYS, settings, structlog.get_logger(), router_id)
     swept, sweep = asyncio.Event(), consumer._sweep
 
     async def sweep_and_tell() -> None:
@@ -132,7 +135,7 @@ async def test_callbacks_pushed_while_the_link_was_cut_are_found(
             together.execute()
         await arrived(redis_client, [1], within_s=1)
         await arrived(redis_client, [2], "unknown", within_s=1)
-        assert router.link.connects == 2
+        assert router.store.connects == 2
         push(redis_client, "later", callback(3))
         await arrived(redis_client, [3], "later", within_s=1)
 
@@ -170,7 +173,7 @@ async def test_a_wake_up_during_a_turn_is_not_lost(redis_url: str, redis_client:
             more = await drain(callback_list, tenant_id, batches)
             if turns == 1:
                 push(redis_client, "acme", callback(2))
-                await router.link.call("PING")  # its wake-up comes before the answer
+                await router.store.call("EXISTS", "acme")  # its wake-up comes before the answer
             return more
 
         router.transfer.drain = drain_slowly  # type: ignore[method-assign]
@@ -180,16 +183,17 @@ async def test_a_wake_up_during_a_turn_is_not_lost(redis_url: str, redis_client:
 
 async def test_own_writes_do_not_wake_the_router(redis_url: str, redis_client: Client) -> None:
     """One callback costs one look and one move, and then there is quiet."""
-    async with routing(redis_url) as router:
+    async with routing(redis_url, QUIET):
         push(redis_client, "acme", callback(0))  # the scripts are loaded, the list is known
         await arrived(redis_client, [0])
-        await eventually(lambda: not router._drained)  # it has heard of its own first trim
+        await asyncio.sleep(0.2)
         redis_client.config_resetstat()
         push(redis_client, "acme", callback(1))
         await arrived(redis_client, [0, 1])
         await asyncio.sleep(0.5)
         assert calls(redis_client, "evalsha") == 2
-        assert calls(redis_client, "llen") <= 3  # one within the transfer script, one for its own trim
+        assert calls(redis_client, "llen") == 2  # one within the transfer script, one to watch the list
+        assert calls(redis_client, "lpush") == 1
 
 
 # Order, and nothing lost or doubled.
@@ -221,16 +225,30 @@ async def test_the_same_callback_twice_is_one_entry(redis_url: str, redis_client
         assert router.transfer.counts.duplicates == 2
 
 
+class Alone(Consumer):
+    """A router that does not know of others, as all do for a moment when one comes or goes."""
+
+    def _on_view(self) -> None:
+        self.leases.routers = frozenset({"it has not heard of the others"})
+        super()._on_view()
+
+
 async def test_several_routers_keep_order_and_double_nothing(redis_url: str, redis_client: Client) -> None:
-    """All of them are woken by every callback; the fence lets one through."""
+    """While each thinks that all lists are its own, each callback wakes all; the fence lets one move it."""
     small = replace(SETTINGS, transfer_batch=7)
-    async with routing(redis_url, small) as one, routing(redis_url, small) as two, routing(redis_url, small):
+    async with (
+        routing(redis_url, small, Alone, "r-1") as one,
+        routing(redis_url, small, Alone, "r-2") as two,
+        routing(redis_url, small, Alone, "r-3") as three,
+    ):
         for start in range(0, 600, 20):
             push(redis_client, "acme", *map(callback, range(start, start + 20)))
             await asyncio.sleep(0.001)
         await eventually(lambda: redis_client.llen(KEYS.callbacks("acme")) == 0, within_s=10)
         assert answers(redis_client) == list(range(600))
-        assert one.transfer.counts.duplicates == two.transfer.counts.duplicates == 0
+        counts = [router.transfer.counts for router in (one, two, three)]
+        assert [count.duplicates for count in counts] == [0, 0, 0]
+        assert sum(count.conflicts for count in counts) > 0  # they were all there
 
 
 async def test_routers_cut_down_again_and_again(redis_url: str, redis_client: Client) -> None:
@@ -273,7 +291,7 @@ async def test_a_server_killed_under_load(own_valkey: Valkey) -> None:
             await eventually(partial(lambda enough: len(accepted) > enough, enough))
             await asyncio.to_thread(own_valkey.kill)
             await asyncio.to_thread(own_valkey.restart)
-        await eventually(lambda: router.link.up)
+        await eventually(lambda: router.store.up)
         done.set()
         await producer
         with own_valkey.client() as client:
@@ -281,7 +299,205 @@ async def test_a_server_killed_under_load(own_valkey: Valkey) -> None:
             arrived = answers(client)
     assert arrived == sorted(set(arrived))
     assert set(accepted) <= set(arrived)
-    assert router.link.connects == 4
+    assert router.store.connects == 4
+
+
+# Several routers.
+
+SEVERAL = replace(SETTINGS, router_lease_s=0.5)
+TENANTS = [f"t-{n}" for n in range(24)]
+
+
+class Team:
+    """Some routers."""
+
+    def __init__(self, *routers: Consumer) -> None:
+        self.routers = routers
+
+    async def divided(self) -> None:
+        """Return when each list that is known has one router, and all have told so."""
+        views = {frozenset({router.leases._router_id for router in self.routers})}
+        await eventually(lambda: {router.leases.routers for router in self.routers} == views)
+        await eventually(lambda: not any(router._sweep_now.is_set() for router in self.routers))
+        await asyncio.sleep(0.05)
+
+    @property
+    def moved(self) -> list[int]:
+        """How many callbacks each has moved."""
+        return [router.transfer.counts.appended for router in self.routers]
+
+    @property
+    def on_duty(self) -> Consumer:
+        """The lookout."""
+        [lookout] = [router for router in self.routers if router.lookout.on_duty]
+        return lookout
+
+
+async def test_routers_divide_the_lists(redis_url: str, redis_client: Client) -> None:
+    """Each list is one router's: with all at work, none gets in another's way, and one is the lookout."""
+    async with routing(redis_url, SEVERAL) as one, routing(redis_url, SEVERAL, router_id="r-2") as two:
+        team = Team(one, two)
+        await team.divided()
+        for n in range(10):
+            for tenant in TENANTS:
+                push(redis_client, tenant, callback(n))
+            await asyncio.sleep(0.01)
+        for tenant in TENANTS:
+            await arrived(redis_client, list(range(10)), tenant)
+        assert sum(team.moved) == 240
+        assert one.lists_served + two.lists_served == 24
+        assert min(team.moved) == 10 * min(one.lists_served, two.lists_served) > 0
+        assert team.on_duty
+        assert one.transfer.counts.conflicts == two.transfer.counts.conflicts == 0
+
+
+async def test_a_new_tenant_of_another_router_is_told_to_it(redis_url: str, redis_client: Client) -> None:
+    """Only the lookout sees an unknown list; whoever serves it moves it at once."""
+    async with routing(redis_url, SEVERAL) as one, routing(redis_url, SEVERAL, router_id="r-2") as two:
+        team = Team(one, two)
+        await team.divided()
+        others = [t for t in TENANTS if not team.on_duty.leases.mine(KEYS.callbacks(t).encode())]
+        assert others
+        push(redis_client, others[0], callback(1))
+        await arrived(redis_client, [1], others[0], within_s=1)
+        assert team.on_duty.transfer.counts.appended == 0
+        push(redis_client, others[0], callback(2))
+        await arrived(redis_client, [1, 2], others[0], within_s=1)
+
+
+async def test_a_router_that_dies_is_replaced(redis_url: str, redis_client: Client) -> None:
+    """Without a goodbye: within its lease and a renewal the others have its lists, and its duty."""
+    async with routing(redis_url, SEVERAL) as one:
+        async with routing(redis_url, SEVERAL, router_id="r-2") as two:
+            await Team(one, two).divided()
+            for tenant in TENANTS:
+                push(redis_client, tenant, callback(0))
+            for tenant in TENANTS:
+                await arrived(redis_client, [0], tenant)
+            assert two.lists_served > 0
+        began = time.monotonic()
+        for tenant in TENANTS:
+            push(redis_client, tenant, callback(1))
+        for tenant in TENANTS:
+            await arrived(redis_client, [0, 1], tenant)
+        assert time.monotonic() - began < 0.5 + 0.1 + 0.5
+        assert one.lists_served == 24
+        assert one.lookout.on_duty
+
+
+async def test_a_router_that_leaves_is_replaced_at_once(redis_url: str, redis_client: Client) -> None:
+    """Nobody waits for a lease that was given back: the next renewal is enough."""
+    calm = replace(SEVERAL, router_lease_s=2.5)
+    async with routing(redis_url, calm) as one:
+        async with routing(redis_url, calm, router_id="r-2") as two:
+            await Team(one, two).divided()
+        await one.commands.call("ZREM", KEYS.leases, "r-2")  # what `leave` does
+        began = time.monotonic()
+        await eventually(lambda: one.leases.routers == {"r-1"})
+        assert time.monotonic() - began < 1.0
+        for tenant in TENANTS:
+            push(redis_client, tenant, callback(0))
+        for tenant in TENANTS:
+            await arrived(redis_client, [0], tenant, within_s=1)
+
+
+class Unreached(Consumer):
+    """A router that hears of no new list."""
+
+    def _on_push(self, push: list[Any]) -> None:
+        if push[0] != b"message":
+            super()._on_push(push)
+
+
+async def test_the_lookout_takes_on_what_nobody_moves(redis_url: str, redis_client: Client) -> None:
+    """A list whose own router does not know it, or cannot move it, waits for two sweeps and no more."""
+    settings = replace(SEVERAL, sweep_interval_s=0.3)
+    with capture_logs() as logs:
+        async with (
+            routing(redis_url, settings, Unreached, "r-1") as one,
+            routing(redis_url, replace(settings, sweep_interval_s=3_600), Unreached, "r-2") as two,
+        ):
+            team = Team(one, two)
+            await team.divided()
+            if team.on_duty is two:  # the other one does not sweep
+                two._settings = settings
+                two._sweep_now.set()
+                one._settings = SEVERAL
+                one._sweep_now.set()
+            await asyncio.sleep(0.1)
+            others = [t for t in TENANTS if not team.on_duty.leases.mine(KEYS.callbacks(t).encode())]
+            push(redis_client, others[0], callback(1))
+            await arrived(redis_client, [1], others[0], within_s=2)
+            assert team.on_duty.transfer.counts.appended == 1
+    stuck = [entry for entry in logs if entry["event"] == "list_stuck"]
+    assert [(entry["list"], entry["callbacks"]) for entry in stuck][:1] == [(KEYS.callbacks(others[0]), 1)]
+
+
+# What Redis forgets.
+
+
+async def test_an_emptied_redis_is_watched_again(redis_url: str, redis_client: Client) -> None:
+    """FLUSHALL ends every watch; the router looks at all its lists, and so finds what comes."""
+    async with routing(redis_url, QUIET) as router:
+        push(redis_client, "acme", callback(1))
+        await arrived(redis_client, [1])
+        for n in range(2, 5):
+            redis_client.flushall()
+            await asyncio.sleep(0.1 * (n % 2))
+            push(redis_client, "acme", callback(n))
+            await arrived(redis_client, [n], within_s=1)
+        assert router.store.connects == 1
+
+
+async def test_a_full_table_of_watches_loses_none(redis_url: str, redis_client: Client) -> None:
+    """Redis forgets watches past its limit, not always with a word; the sweep finds what nobody told of."""
+    before = redis_client.config_get("tracking-table-max-keys")["tracking-table-max-keys"]
+    redis_client.config_set("tracking-table-max-keys", 5)
+    try:
+        async with routing(redis_url, replace(QUIET, sweep_interval_s=0.2)):
+            for n in range(3):
+                for tenant in TENANTS:
+                    push(redis_client, tenant, callback(n))
+                for tenant in TENANTS:
+                    await arrived(redis_client, list(range(n + 1)), tenant, within_s=2)
+    finally:
+        redis_client.config_set("tracking-table-max-keys", before)
+
+
+async def test_a_router_whose_wake_ups_do_not_come_says_so(redis_url: str, redis_client: Client) -> None:
+    """Its connection looks well; the proof is missing, and it is made anew."""
+    settings = replace(SETTINGS, probe_interval_s=0.1)
+    async with routing(redis_url, settings) as router:
+        await eventually(lambda: router.problem() is None)
+        await router.store.links[0].call("CLIENT", "TRACKING", "OFF")
+        await eventually(router.problem)
+        await eventually(lambda: router.store.connects == 2)
+        await eventually(lambda: router.problem() is None)
+        push(redis_client, "acme", callback(1))
+        await arrived(redis_client, [1], within_s=1)
+
+
+async def test_a_list_that_went_to_another_router_is_no_worry(redis_url: str, redis_client: Client) -> None:
+    """Lost in the middle of a move, with the connection: nothing waits here, and the router is ready."""
+    async with routing(redis_url, SEVERAL) as router:
+        name = KEYS.callbacks("acme").encode()
+        other = next(f"r-{n}" for n in range(2, 99) if owner(["r-1", f"r-{n}"], name) != "r-1")
+
+        async def move_in_vain(callback_list: str, tenant_id: str, batches: int) -> bool:
+            router.store.links[0].abort("a test")
+            await eventually(lambda: not router.store.up)
+            redis_client.zadd(KEYS.leases, {other: 2**53})
+            await router.leases.renew()
+            redis_client.delete(name)  # the other router has moved it
+            raise RedisUnavailable("connection to Redis lost")
+
+        router.transfer.drain = move_in_vain  # type: ignore[method-assign]
+        push(redis_client, "acme", callback(1))
+        await eventually(lambda: router.store.connects == 2)
+        await eventually(lambda: router.lists_served == 0)
+        router._sweep_now.set()
+        await asyncio.sleep(0.2)
+        assert router.oldest_s == 0
 
 
 # What must not stop it.
@@ -305,18 +521,42 @@ async def test_poison_becomes_dead_letters_and_the_others_go_on(redis_url: str, 
 
 
 async def test_a_list_of_the_wrong_type_stops_no_other(redis_url: str, redis_client: Client) -> None:
-    """It is told once, not tried in a circle, and moved when it has become a list."""
+    """It is told once for each time that the lists are looked at, and moved when it has become a list."""
+
+    def refused() -> list[tuple[str, str]]:
+        told = [entry for entry in logs if entry["event"] == "transfer_refused"]
+        return [(entry["tenant_id"], entry["reason"][:9]) for entry in told]
+
     with capture_logs() as logs:
         redis_client.set(KEYS.callbacks("broken"), "no list")
-        async with routing(redis_url, replace(SETTINGS, transfer_concurrency=1)):
+        async with routing(redis_url, replace(SETTINGS, transfer_concurrency=1)) as router:
             push(redis_client, "acme", callback(1))
             await arrived(redis_client, [1])
+            await eventually(refused)
+            await asyncio.sleep(0.2)  # a router that begins looks more than once
+            logs.clear()
+            router._sweep_now.set()
+            await eventually(refused)
+            await asyncio.sleep(0.2)
+            assert refused() == [("broken", "WRONGTYPE")]
+            assert router.oldest_s == 0  # nothing waits that could be moved
             redis_client.delete(KEYS.callbacks("broken"))
             push(redis_client, "broken", callback(2))
-            await arrived(redis_client, [2], "broken")
-    refused = [entry for entry in logs if entry["event"] == "transfer_refused"]
-    assert [entry["tenant_id"] for entry in refused] == ["broken"]
-    assert "WRONGTYPE" in refused[0]["reason"]
+            await arrived(redis_client, [2], "broken", within_s=1)
+    assert len(refused()) == 1
+
+
+async def test_a_list_that_is_none_at_first_is_watched(redis_url: str, redis_client: Client) -> None:
+    """Seen when the router has been there for long: what becomes of it needs no sweep either."""
+    with capture_logs() as logs:
+        async with routing(redis_url):
+            push(redis_client, "acme", callback(1))
+            await arrived(redis_client, [1])
+            redis_client.set(KEYS.callbacks("broken"), "no list")
+            await eventually(lambda: "transfer_refused" in [entry["event"] for entry in logs])
+            redis_client.delete(KEYS.callbacks("broken"))
+            push(redis_client, "broken", callback(2))
+            await arrived(redis_client, [2], "broken", within_s=1)
 
 
 async def test_names_that_are_no_tenants_lists_are_left_alone(redis_url: str, redis_client: Client) -> None:

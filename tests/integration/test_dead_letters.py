@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 import structlog
 from redis import Redis as SyncRedis
 
-from backplane.dead_letters import DeadLetters, InvalidDeadLetterId, RedriveResult, parse_id
+from backplane.dead_letters import DeadLetters, InvalidDeadLetterId, RedriveResult, Source, parse_id
 from backplane.errors import InvalidId, RedisRefused, RedisUnavailable
-from backplane.link import Link
+from backplane.open_store import open_store
 from backplane.redis_client import parse_redis_url
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
+from tests.integration.conftest import can_watch
+from tests.support.valkey import running
 
 KEYS = Settings().keys()
 ACME, ZETA = KEYS.callbacks("acme"), KEYS.callbacks("zeta")
@@ -55,14 +56,11 @@ async def letters(redis_url: str) -> AsyncIterator[DeadLetters]:
 
 async def route(redis_url: str, callback_list: str, tenant_id: str, settings: Settings) -> None:
     """What a router does with one list."""
-    link = Link(parse_redis_url(redis_url), "test-router", timeout_s=5)
-    running = asyncio.create_task(link.run())
-    try:
-        await asyncio.wait_for(link.wait_up(), 5)
-        await Transfer(link, KEYS, settings, structlog.get_logger()).drain(callback_list, tenant_id, 10)
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+    store = open_store(parse_redis_url(redis_url), "test-router", timeout_s=5, on_connect=can_watch)
+    async with running(store):
+        await Transfer(store, store, KEYS, settings, structlog.get_logger()).drain(
+            callback_list, tenant_id, 10
+        )
 
 
 async def test_lists_what_the_router_buried(
@@ -183,6 +181,12 @@ async def test_lists_of_another_template_are_left_alone(
         "a b/5-0",
         "a:b/5-0",
         "acme/5-*",
+        "acme:/5-0",
+        "acme:0/5-0",
+        "acme:01/5-0",
+        "acme:x/5-0",
+        "acme:1:2/5-0",
+        ":1/5-0",
     ],
 )
 async def test_malformed_ids_are_refused(letters: DeadLetters, letter_id: str) -> None:
@@ -194,7 +198,24 @@ async def test_malformed_ids_are_refused(letters: DeadLetters, letter_id: str) -
 
 def test_the_largest_id_is_valid() -> None:
     """Stream ids are two 64-bit numbers."""
-    assert parse_id("acme/18446744073709551615-0") == ("acme", "18446744073709551615-0")
+    assert parse_id("acme/18446744073709551615-0") == (Source("acme"), "18446744073709551615-0")
+
+
+async def test_a_spread_tenant_has_them_by_list(letters: DeadLetters, redis_client: SyncRedis) -> None:
+    """Each of its lists has its own; an operator sees all of the tenant, and puts each back where it was."""
+    third = bury(redis_client, KEYS.callbacks("acme", 3), GOOD).replace("acme/", "acme:3/")
+    first, other = bury(redis_client, ACME), bury(redis_client, ZETA)
+    assert [letter.id for letter in await letters.list("acme", 10)] == [first, third]
+    assert [letter.id for letter in await letters.list(None, 10)] == [first, third, other]
+    assert {letter.tenant_id for letter in await letters.list("acme", 10)} == {"acme"}
+    assert await letters.count() == 3
+    shown = await letters.show(third)
+    assert shown is not None
+    assert (shown.id, shown.raw) == (third, GOOD)
+    assert await letters.redrive(third) == RedriveResult.REDRIVEN
+    assert redis_client.lrange(KEYS.callbacks("acme", 3), 0, -1) == [GOOD]
+    assert not redis_client.exists(ACME)
+    assert await letters.count() == 2
 
 
 async def test_a_malformed_tenant_is_refused(letters: DeadLetters) -> None:

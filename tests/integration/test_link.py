@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
 from backplane.redis_client import parse_redis_url
-from backplane.scripts import READ
+from backplane.scripts import READ, Script
+from backplane.slots import Address
 from tests.support.valkey import Client, Valkey, eventually, running
 
 
@@ -99,7 +102,7 @@ async def test_a_script_that_the_server_does_not_know_is_sent_to_it(link: Link, 
     for _ in range(2):
         redis_client.script_flush()
         for _ in range(2):
-            assert await link.script(READ, ["s", "s:log"], ["e1", 0, 10, 100]) == [b"", 0, 1]
+            assert await link.script(READ, ["s", "s:log"], ["e1", 0, 10, 100]) == [b"", 0, 1, -1]
     assert redis_client.script_exists(READ.sha1) == [True]
 
 
@@ -113,6 +116,21 @@ async def test_another_error_of_a_script_is_no_reason_to_send_it_again(
     with pytest.raises(RedisRefused, match="WRONGTYPE"):
         await link.script(READ, ["s", "s:log"], ["e1", 0, 10, 100])
     assert "cmdstat_eval" not in redis_client.info("commandstats")
+
+
+def script_of(text: str, *, lineage: bool) -> Script:
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), lineage)
+
+
+async def test_a_script_is_told_the_servers_lineage(link: Link, redis_client: Client) -> None:
+    """By its digest and with its text alike: it must know which server's writes it goes on with."""
+    told = redis_client.info("replication")["master_replid"][:16]
+    assert link.lineage == told
+    for text, lineage in (("return ARGV", True), ("return  ARGV", False)):
+        script = script_of(text, lineage=lineage)
+        for _ in range(2):
+            before = [told.encode()] if lineage else []
+            assert await link.script(script, ["key"], ["a", 7]) == [*before, b"a", b"7"]
 
 
 # Pushes.
@@ -154,6 +172,49 @@ async def test_a_refused_subscription_does_not_shift_replies(
             await eventually(lambda: "NOPERM" in link.last_error)  # the operator is told why
     finally:
         redis_client.execute_command("ACL", "DELUSER", "limited")
+
+
+async def test_who_asked_is_told_of_a_refused_subscription(
+    valkey: Valkey, redis_url: str, redis_client: Client
+) -> None:
+    """With somebody to tell, it costs no connection, and replies keep their places."""
+    redis_client.execute_command(
+        "ACL", "SETUSER", "limited", "reset", "on", ">secret", "~*", "+@all", "resetchannels", "&allowed"
+    )
+    refused: list[tuple[tuple[Any, ...], str]] = []
+    try:
+        url = valkey.url.replace("://", "://limited:secret@")
+        on_refused = lambda args, words: refused.append((args, words))  # noqa: E731
+        async with running(link_to(url, on_refused=on_refused)) as link:
+            link.tell("SUBSCRIBE", "forbidden")
+            link.tell("SUBSCRIBE", "allowed")
+            assert await link.call("ECHO", "in order") == b"in order"
+            assert link.connects == 1
+        [(args, words)] = refused
+        assert args == ("SUBSCRIBE", "forbidden")
+        assert words.startswith("NOPERM")
+    finally:
+        redis_client.execute_command("ACL", "DELUSER", "limited")
+
+
+async def test_what_the_server_unsubscribes_by_itself_is_nobodys_confirmation(
+    redis_url: str, redis_client: Client
+) -> None:
+    """Words that nobody asked for (a slot that goes, a user that loses a right) shift no reply."""
+    pushes: list[list[Any]] = []
+    async with running(link_to(redis_url, on_push=pushes.append)) as link:
+        assert link._wire is not None
+        link.tell("SUBSCRIBE", "one", "two")
+        await link.call("PING")
+        link.tell("UNSUBSCRIBE", "two")
+        link._wire.data_received(b">3\r\n$11\r\nunsubscribe\r\n$3\r\none\r\n:1\r\n")
+        assert await asyncio.gather(*[link.call("ECHO", n) for n in range(3)]) == [b"0", b"1", b"2"]
+        assert [push[:2] for push in pushes] == [
+            [b"subscribe", b"one"],
+            [b"subscribe", b"two"],
+            [b"unsubscribe", b"one"],
+            [b"unsubscribe", b"two"],
+        ]
 
 
 # Loss and return.
@@ -314,6 +375,107 @@ async def test_stopping_tells_nobody_that_redis_was_lost(redis_url: str) -> None
         pass
     assert changes == [True]
     assert not link.up
+
+
+# Primaries and replicas.
+
+
+@pytest.fixture
+def replica(own_valkey: Valkey, tmp_path: Path) -> Iterator[Valkey]:
+    """A replica of `own_valkey`, in step with it."""
+    with own_valkey.client() as client:
+        client.config_set("repl-diskless-sync-delay", 0)
+    server = Valkey(tmp_path / "replica", replicaof=f"127.0.0.1 {own_valkey.port}")
+    server.start()
+    with server.client() as client:
+        deadline = time.monotonic() + 20
+        while client.info("replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    yield server
+    server.stop()
+
+
+async def test_a_replica_is_refused_until_it_is_promoted(replica: Valkey) -> None:
+    """What is written goes to a primary or nowhere; who is promoted begins a history of its own."""
+    failures: list[str] = []
+    link = link_to(replica.url, on_failure=failures.append)
+    task = asyncio.create_task(link.run())
+    await eventually(lambda: "is a replica" in link.last_error)
+    assert not link.up
+    with replica.client() as client:
+        before = client.info("replication")["master_replid"]
+        await asyncio.sleep(0.3)
+        client.replicaof("NO", "ONE")
+    await asyncio.wait_for(link.wait_up(), 5)
+    await link.call("SET", "key", "value")
+    assert failures == [f"127.0.0.1:{replica.port} is a replica, and only primaries take writes"]
+    assert link.lineage != before[:16]
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_primary_that_became_a_replica_is_left(own_valkey: Valkey, replica: Valkey) -> None:
+    """Demoted under an open connection: the first write that it refuses shows it."""
+    async with running(link_to(own_valkey.url)) as link:
+        assert await link.call("SET", "key", "1") == b"OK"
+        lineage = link.lineage
+        with own_valkey.client() as client, replica.client() as new:
+            new.replicaof("NO", "ONE")
+            client.replicaof("127.0.0.1", replica.port)
+            with pytest.raises(RedisRefused, match="READONLY"):
+                await link.call("SET", "key", "2")
+            await eventually(lambda: "is a replica" in link.last_error)
+            assert not link.up
+            client.replicaof("NO", "ONE")
+        await asyncio.wait_for(link.wait_up(), 5)
+        assert await link.call("GET", "key") == b"1"
+        assert link.lineage != lineage
+
+
+async def test_a_restarted_server_has_another_lineage(own_valkey: Valkey) -> None:
+    """It may have lost its last writes, whatever its files say."""
+    async with running(link_to(own_valkey.url)) as link:
+        lineages = [link.lineage]
+        for stop in (own_valkey.kill, own_valkey.stop):
+            await asyncio.to_thread(stop)
+            await eventually(lambda: not link.up)
+            await asyncio.to_thread(own_valkey.start)
+            await asyncio.wait_for(link.wait_up(), 5)
+            lineages.append(link.lineage)
+        assert len(set(lineages)) == 3
+        assert {len(lineage) for lineage in lineages} == {16}
+
+
+async def test_a_lost_connection_alone_is_no_other_lineage(redis_url: str, redis_client: Client) -> None:
+    """The server has all that it ever had."""
+    async with running(link_to(redis_url)) as link:
+        before = link.lineage
+        kill_connection(redis_client)
+        await eventually(lambda: link.connects == 2)
+        assert link.lineage == before
+
+
+async def test_the_address_is_asked_for_before_every_connect(valkey: Valkey, own_valkey: Valkey) -> None:
+    """Where a Sentinel names another server, the next connection goes there; without a name, none is made."""
+    addresses = [Address("127.0.0.1", own_valkey.port), None, Address("127.0.0.1", valkey.port)]
+    failures: list[str] = []
+
+    async def locate() -> Address:
+        address = addresses.pop(0)
+        if address is None:
+            raise RedisUnavailable("nobody knows")
+        return address
+
+    link = link_to(own_valkey.url, locate=locate, on_failure=failures.append)
+    async with running(link):
+        assert link.address.port == own_valkey.port
+        link.abort("a test")
+        await eventually(lambda: link.connects == 2)
+        assert link.address.port == valkey.port
+        assert failures == ["nobody knows"]
+        assert addresses == []
 
 
 # Where and who.

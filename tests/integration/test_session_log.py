@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,11 +13,13 @@ import structlog
 
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
+from backplane.open_store import open_store
 from backplane.position import Batch, Position
 from backplane.redis_client import parse_redis_url
 from backplane.router.transfer import Transfer
 from backplane.session_log import Live, Mark, Replaced, Resumed, SessionLog, parse_push
 from backplane.settings import Settings
+from backplane.store import Store
 from tests.support.valkey import Client, eventually, running
 
 SETTINGS = Settings()
@@ -28,11 +31,11 @@ SESSION = KEYS.session(LIST, "s-1")
 class Desk:
     """A pod's view of logs, and a router to write them."""
 
-    def __init__(self, link: Link, redis: Client, settings: Settings = SETTINGS) -> None:
-        self.link = link
+    def __init__(self, store: Store, redis: Client, settings: Settings = SETTINGS) -> None:
+        self.store = store
         self.redis = redis
-        self.log = SessionLog(link, link, KEYS, settings)
-        self._mover = Transfer(link, KEYS, settings, structlog.get_logger())
+        self.log = SessionLog(store, store, KEYS, settings)
+        self._mover = Transfer(store, store, KEYS, settings, structlog.get_logger())
         self._said = 0
 
     async def say(self, *texts: object, session_id: str = "s-1", size: int = 0) -> None:
@@ -56,14 +59,14 @@ class Desk:
 
 
 @pytest.fixture
-def desk(link: Link, redis_client: Client) -> Desk:
-    return Desk(link, redis_client)
+def desk(store: Store, redis_client: Client) -> Desk:
+    return Desk(store, redis_client)
 
 
 @pytest.fixture
-def short(link: Link, redis_client: Client) -> Desk:
+def short(store: Store, redis_client: Client) -> Desk:
     """With logs of three messages."""
-    return Desk(link, redis_client, replace(SETTINGS, session_log_max_entries=3))
+    return Desk(store, redis_client, replace(SETTINGS, session_log_max_entries=3))
 
 
 def said(entries: list[bytes]) -> list[str]:
@@ -273,9 +276,9 @@ async def test_long_logs_are_read_in_pages(desk: Desk) -> None:
     assert await read_all(desk, Position(first.page.epoch, 411)) == texts[411:]
 
 
-async def test_pages_are_bounded_by_bytes(link: Link, redis_client: Client) -> None:
+async def test_pages_are_bounded_by_bytes(store: Store, redis_client: Client) -> None:
     """As many messages as fit, and always one, however large."""
-    desk = Desk(link, redis_client, replace(SETTINGS, replay_page_bytes=4_000))
+    desk = Desk(store, redis_client, replace(SETTINGS, replay_page_bytes=4_000))
     await desk.say("a", "b", "c", size=1_500)
     await desk.say("big", size=10_000)
     await desk.say("d", "e")
@@ -294,24 +297,28 @@ async def test_a_page_says_where_the_log_stands(short: Desk) -> None:
 
 
 async def test_nothing_follows_the_head(desk: Desk) -> None:
-    """Also for a position that the log has not reached."""
+    """Also for a position that the log has not reached: and the reader is told that it has not."""
     await desk.say("a")
     epoch = await desk.epoch()
     for seq in (1, 7):
-        assert (await desk.log.read(SESSION, Position(epoch, seq))).batch == Batch(epoch, seq + 1, [])
+        page = await desk.log.read(SESSION, Position(epoch, seq))
+        assert page.batch == Batch(epoch, seq + 1, [])
+        assert (page.head, page.standing) == (1, 1)
 
 
 async def test_a_page_of_another_epoch_is_empty(desk: Desk) -> None:
     """The reader sees the new epoch and no message that it could mistake for one of the old."""
     await desk.say("a")
     page = await desk.log.read(SESSION, Position("another", 0))
-    assert (page.epoch, page.head, page.batch.entries) == (await desk.epoch(), 1, [])
+    assert (page.epoch, page.head, page.standing) == (await desk.epoch(), 1, -1)
+    assert page.batch.entries == []
 
 
 async def test_a_page_of_a_forgotten_session_is_empty(desk: Desk) -> None:
     """Reading begins no session."""
     page = await desk.log.read(SESSION, Position("e1", 3))
-    assert (page.epoch, page.head, page.oldest, page.batch.entries) == ("", 0, 1, [])
+    assert (page.epoch, page.head, page.oldest, page.standing) == ("", 0, 1, -1)
+    assert page.batch.entries == []
     assert not desk.redis.exists(SESSION)
 
 
@@ -364,11 +371,11 @@ async def test_heads_can_keep_sessions_alive(desk: Desk) -> None:
 
 @pytest.fixture
 async def feed(redis_url: str, redis_client: Client) -> AsyncIterator[tuple[Desk, list[list[Any]]]]:
-    """A desk whose link's pushes are kept."""
+    """A desk whose store's pushes are kept."""
     pushes: list[list[Any]] = []
-    link = Link(parse_redis_url(redis_url), "feed", timeout_s=5, on_push=pushes.append)
-    async with running(link):
-        yield Desk(link, redis_client), pushes
+    store = open_store(parse_redis_url(redis_url), "feed", timeout_s=5, on_push=pushes.append)
+    async with running(store):
+        yield Desk(store, redis_client), pushes
 
 
 def messages(pushes: list[list[Any]]) -> list[object]:
@@ -378,7 +385,7 @@ def messages(pushes: list[list[Any]]) -> list[object]:
 async def test_live_messages_are_batches_of_the_log(feed: tuple[Desk, list[list[Any]]]) -> None:
     """A subscriber is pushed what the log has, with its epoch and seqs."""
     desk, pushes = feed
-    assert desk.log.channel("acme", "s-1") == SESSION
+    assert await desk.log.locate("acme", "s-1") == SESSION
     desk.log.subscribe([SESSION])
     await desk.resume()
     await desk.say("a", "b")
@@ -398,7 +405,7 @@ async def test_subscribe_then_resume_leaves_no_hole(feed: tuple[Desk, list[list[
         await desk.say(f"{n} meanwhile")
         history = (await resumed).page
         await desk.say(f"{n} after")
-        await desk.link.call("PING")
+        await desk.store.call("EXISTS", SESSION)
         seqs = set(range(history.first, history.last + 1))
         for batch in messages(pushes):
             assert isinstance(batch, Batch)
@@ -413,7 +420,7 @@ async def test_an_unsubscribed_channel_is_silent(feed: tuple[Desk, list[list[Any
     desk.log.subscribe([SESSION])
     desk.log.unsubscribe(SESSION)
     await desk.say("a")
-    await desk.link.call("PING")
+    await desk.store.call("EXISTS", SESSION)
     assert messages(pushes) == []
 
 
@@ -443,14 +450,13 @@ def test_what_others_publish_is_a_value_error(payload: bytes) -> None:
 
 
 async def test_reads_fail_while_redis_is_away(redis_url: str) -> None:
-    """At once, with the error that the endpoints know; subscribing waits for the link's reconnect instead."""
-    link = Link(parse_redis_url(redis_url), "down", timeout_s=5)
-    log = SessionLog(link, link, KEYS, SETTINGS)
+    """At once, with the error that the endpoints know; subscribing waits for the reconnect instead."""
+    store = open_store(parse_redis_url(redis_url), "down", timeout_s=5)
+    log = SessionLog(store, store, KEYS, SETTINGS)
     for work in (
         log.resume(SESSION, None),
         log.read(SESSION, Position("e1", 0)),
         log.ensure(SESSION),
-        log.heads([SESSION]),
         log.mark_sent([Mark(SESSION, Position("e1", 1))]),
         log.replace_older(SESSION, 1),
     ):
@@ -458,3 +464,37 @@ async def test_reads_fail_while_redis_is_away(redis_url: str) -> None:
             await work
     log.subscribe([SESSION])
     log.unsubscribe(SESSION)
+
+
+@pytest.mark.parametrize("renew", [False, True])
+async def test_positions_are_unknown_while_redis_is_away(redis_url: str, renew: bool) -> None:
+    """Each session in its own place: where there are several servers, the others' can be read."""
+    store = open_store(parse_redis_url(redis_url), "down", timeout_s=5)
+    heads = await SessionLog(store, store, KEYS, SETTINGS).heads([SESSION, f"{SESSION}-2"], renew=renew)
+    assert [type(head) for head in heads] == [RedisUnavailable, RedisUnavailable]
+
+
+async def test_positions_are_unknown_when_redis_goes_away(desk: Desk) -> None:
+    """Also when it goes while it is asked."""
+    heads = asyncio.create_task(desk.log.heads([SESSION, f"{SESSION}-2"]))
+    await asyncio.sleep(0)
+    desk.store.links[0].abort("a test")
+    assert [type(head) for head in await heads] == [RedisUnavailable, RedisUnavailable]
+
+
+async def test_nothing_is_read_before_the_channels_are_subscribed_again(redis_url: str) -> None:
+    """Between the connect and the subscriptions a message could fall through a read."""
+    asked: list[type[BaseException] | None] = []
+
+    async def on_connect(_link: Link) -> None:
+        for work in (log.resume(SESSION, None), log.read(SESSION, Position("e1", 0))):
+            try:
+                await work
+            except RedisUnavailable as error:
+                asked.append(type(error))
+
+    store = open_store(parse_redis_url(redis_url), "feed", timeout_s=5, on_connect=on_connect)
+    log = SessionLog(store, store, KEYS, SETTINGS)
+    async with running(store):
+        assert asked == [RedisUnavailable, RedisUnavailable]
+        assert (await log.resume(SESSION, None)).status == "fresh"

@@ -12,13 +12,17 @@ import pytest
 import structlog
 
 from backplane.errors import RedisRefused
-from backplane.link import Argument, Link
+from backplane.link import Link
 from backplane.messages import timestamp
+from backplane.open_store import open_store
 from backplane.redis_client import parse_redis_url
 from backplane.router.dispatch import dispatch
 from backplane.router.transfer import Transfer, judge
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
+from backplane.store import Store
+from backplane.wire import Argument
+from tests.integration.conftest import can_watch
 from tests.support.valkey import Client, Valkey, running
 
 SETTINGS = Settings()
@@ -67,7 +71,7 @@ class Move:
         taken = len(positions) if self.taken is None else self.taken
         args: list[Argument] = [self.fence, self.new_fence, taken, *self.take]
         args += [self.epoch, self.retention_ms, timestamp(NOW - self.keep_s), self.entries, self.bytes]
-        args += [self.remembered, self.dead_letters, self.dead_bytes]
+        args += [self.remembered, self.dead_letters, self.dead_bytes, "PUBLISH", len(self.sessions)]
         for triples in self.sessions.values():
             args.append(len(triples))
             args += [part for triple in triples for part in triple]
@@ -768,8 +772,8 @@ async def test_oversized_callbacks_alone_end_a_batch_too(link: Link, redis_clien
 # The router's side of it.
 
 
-def transfer(link: Link, settings: Settings = SETTINGS) -> Transfer:
-    return Transfer(link, settings.keys(), settings, structlog.get_logger())
+def transfer(store: Store, settings: Settings = SETTINGS) -> Transfer:
+    return Transfer(store, store, settings.keys(), settings, structlog.get_logger())
 
 
 def answer(n: int, session_id: str = "s-1") -> bytes:
@@ -784,11 +788,11 @@ def answers(redis: Client, session_id: str = "s-1") -> list[int]:
 
 class TestDrain:
     async def test_moves_batch_by_batch_and_gives_others_their_turn(
-        self, link: Link, redis_client: Client
+        self, store: Store, redis_client: Client
     ) -> None:
         """Up to so many batches, then True; False when nothing waits."""
         push(redis_client, *map(answer, range(25)))
-        mover = transfer(link, replace(SETTINGS, transfer_batch=5))
+        mover = transfer(store, replace(SETTINGS, transfer_batch=5))
         assert await mover.drain(LIST, "acme", 2) is True
         assert answers(redis_client) == list(range(10))
         assert await mover.drain(LIST, "acme", 4) is False
@@ -797,13 +801,14 @@ class TestDrain:
         assert (mover.counts.appended, mover.counts.batches) == (25, 5)
 
     async def test_two_routers_on_one_list_double_nothing(
-        self, redis_url: str, link: Link, redis_client: Client
+        self, redis_url: str, store: Store, redis_client: Client
     ) -> None:
         """The fence lets one of them through; each callback is one entry, in the order of the list."""
         push(redis_client, *map(answer, range(300)))
         settings = replace(SETTINGS, transfer_batch=3)
-        async with running(Link(parse_redis_url(redis_url), "second", timeout_s=5)) as second:
-            movers = [transfer(link, settings), transfer(second, settings)]
+        target = parse_redis_url(redis_url)
+        async with running(open_store(target, "second", timeout_s=5, on_connect=can_watch)) as second:
+            movers = [transfer(store, settings), transfer(second, settings)]
 
             async def drain(mover: Transfer) -> None:
                 while await mover.drain(LIST, "acme", 4):
@@ -816,7 +821,7 @@ class TestDrain:
         assert sum(mover.counts.conflicts for mover in movers) > 0
 
     async def test_a_conflict_is_looked_at_again(
-        self, link: Link, redis_client: Client, monkeypatch: pytest.MonkeyPatch
+        self, store: Store, redis_client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Refused by the fence, nothing is moved, and the list stands in line again."""
 
@@ -825,7 +830,7 @@ class TestDrain:
             return judge(*args)
 
         push(redis_client, answer(0))
-        mover = transfer(link)
+        mover = transfer(store)
         with monkeypatch.context() as patch:
             patch.setattr("backplane.router.transfer.judge", judge_slowly)
             assert await mover.drain(LIST, "acme", 4) is True
@@ -833,21 +838,21 @@ class TestDrain:
         assert await mover.drain(LIST, "acme", 4) is False
         assert answers(redis_client) == [0]
 
-    async def test_an_oversized_callback_is_a_dead_letter(self, link: Link, redis_client: Client) -> None:
+    async def test_an_oversized_callback_is_a_dead_letter(self, store: Store, redis_client: Client) -> None:
         """Whole, if it fits there; and those around it arrive."""
         big = b"x" * 3_000
         push(redis_client, answer(0), big, answer(1))
-        mover = transfer(link, replace(SETTINGS, callback_max_bytes=2_000))
+        mover = transfer(store, replace(SETTINGS, callback_max_bytes=2_000))
         await mover.drain(LIST, "acme", 4)
         assert answers(redis_client) == [0, 1]
         [letter] = letters(redis_client)
         assert (letter[b"reason"], letter[b"raw"]) == (b"too_large", big)
         assert b"3000" in letter[b"detail"]
 
-    async def test_counts_tell_what_was_done(self, link: Link, redis_client: Client) -> None:
+    async def test_counts_tell_what_was_done(self, store: Store, redis_client: Client) -> None:
         """An operator sees what became of every callback."""
         push(redis_client, answer(0), b"bad", answer(0), b"worse", b"worst")
-        mover = transfer(link, replace(SETTINGS, dead_letters_max=2))
+        mover = transfer(store, replace(SETTINGS, dead_letters_max=2))
         await mover.drain(LIST, "acme", 4)
         counts = mover.counts
         assert (counts.appended, counts.duplicates, counts.dead_letters) == (1, 1, 3)
@@ -855,17 +860,17 @@ class TestDrain:
 
     @pytest.mark.parametrize("callback", [b"not json", answer(0)], ids=["bad callback", "unusable session"])
     async def test_a_list_with_dead_letters_is_in_their_index(
-        self, link: Link, redis_client: Client, callback: bytes
+        self, store: Store, redis_client: Client, callback: bytes
     ) -> None:
         """Whoever buried it, router or script, an operator finds it."""
         redis_client.set(session(), "something else")
         push(redis_client, callback)
-        await transfer(link).drain(LIST, "acme", 1)
+        await transfer(store).drain(LIST, "acme", 1)
         assert len(letters(redis_client)) == 1
         assert redis_client.smembers(KEYS.dead_letter_lists) == {LIST.encode()}
 
     async def test_a_mistake_of_the_router_buries_one_callback(
-        self, link: Link, redis_client: Client, monkeypatch: pytest.MonkeyPatch
+        self, store: Store, redis_client: Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An exception that nobody foresaw costs its callback, not the tenant's others."""
 
@@ -876,16 +881,16 @@ class TestDrain:
 
         monkeypatch.setattr("backplane.router.transfer.dispatch", mistaken)
         push(redis_client, answer(0), b"surprise", answer(1))
-        await transfer(link).drain(LIST, "acme", 1)
+        await transfer(store).drain(LIST, "acme", 1)
         assert answers(redis_client) == [0, 1]
         assert [letter[b"reason"] for letter in letters(redis_client)] == [b"router_error"]
 
-    async def test_the_epoch_of_a_new_session_is_its_own(self, link: Link, redis_client: Client) -> None:
+    async def test_the_epoch_of_a_new_session_is_its_own(self, store: Store, redis_client: Client) -> None:
         """A log that was lost and begun anew has another epoch."""
         push(redis_client, answer(0))
-        await transfer(link).drain(LIST, "acme", 1)
+        await transfer(store).drain(LIST, "acme", 1)
         first = record(redis_client)["e"]
         redis_client.flushall()
         push(redis_client, answer(0))
-        await transfer(link).drain(LIST, "acme", 1)
+        await transfer(store).drain(LIST, "acme", 1)
         assert record(redis_client)["e"] != first

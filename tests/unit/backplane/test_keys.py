@@ -129,7 +129,7 @@ class TestTemplates:
         """Characters that mean something in a glob do not, or the safety sweep would look past every list."""
         keys = names(callbacks=template)
         before, after = template.split("{tenant_id}")
-        assert unescaped(keys.callbacks_pattern) == [*before, None, *after]
+        assert unescaped(keys.callbacks_pattern) == [*before, None, *after, None]  # numbers may follow
 
 
 def unescaped(glob: str) -> list[str | None]:
@@ -187,7 +187,8 @@ def tenant_keys(keys: Keys, tenant: str) -> set[str]:
 def pod_keys(keys: Keys, member: str) -> set[str]:
     """Every key and channel of one process."""
     own = {keys.member(kind, member) for kind in ("pods", "routers")}
-    return own | {keys.pod_connections(member), keys.pod_tenants(member), keys.pod_channel(member)}
+    own |= {keys.pod_connections(member), keys.pod_tenants(member)}
+    return own | {keys.pod_channel(member, n) for n in (0, 1, 12)}
 
 
 @given(first=st.tuples(tricky_ids, tricky_ids), second=st.tuples(tricky_ids, tricky_ids), pod=tricky_ids)
@@ -196,6 +197,7 @@ def test_no_id_reaches_another_key(first: tuple[str, str], second: tuple[str, st
     assume(first != second)
     for keys in (names(), names(callbacks="cb:{tenant_id}"), names(callbacks="cb.{tenant_id}.s")):
         cluster = {keys.callback_lists, keys.dead_letter_lists, keys.members("pods"), keys.members("routers")}
+        cluster |= {keys.leases, keys.new_lists}
         queues = {keys.actions(tier) for tier in TIERS}
         groups = [family(keys, *first), family(keys, *second), pod_keys(keys, pod), cluster, queues]
         groups += [tenant_keys(keys, tenant) for tenant in {first[0], second[0]}]
@@ -210,3 +212,11 @@ def test_a_sessions_keys_share_the_slot_of_their_list(tenant: str, session: str)
     callbacks = keys.callbacks(tenant)
     for key in family(keys, tenant, session) | (tenant_keys(keys, tenant) - {callbacks}):
         assert key[key.index("{") + 1 : key.index("}")] == callbacks
+
+
+def test_probes_are_not_all_in_one_slot() -> None:
+    """On a cluster a process finds one for each node by counting on."""
+    keys = names()
+    for name in (keys.pod_channel, keys.router_probe):
+        tags = {name("m", n).partition("{")[2].partition("}")[0] for n in range(100)}
+        assert len(tags) == 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from typing import Any, NamedTuple, cast
 
 from backplane.errors import RedisRefused, RedisUnavailable
@@ -12,6 +13,8 @@ from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Position
 from backplane.session_log import Mark, Page, Resumed, ResumeStatus, SessionLog
+from backplane.slots import Address
+from backplane.store import Store
 from gateway.feed import Feed
 from gateway.hub import Hub
 
@@ -84,20 +87,22 @@ class FakeLogger:
         return cast("Logger", self)
 
 
-# A link.
+# A store.
 
 
 class FakeLink:
-    """A link that is up until a test says otherwise."""
+    """One connection that is up until a test says otherwise.
 
-    def __init__(self) -> None:
+    Attributes:
+        aborted: the reasons for which it had to be made anew.
+    """
+
+    def __init__(self, port: int = 6379) -> None:
         self._up = asyncio.Event()
         self._up.set()
+        self.address = Address("redis.test", port)
         self.last_error = "not connected yet"
-        self.told: list[tuple[Any, ...]] = []
-        self.called: list[tuple[Any, ...]] = []
-        self.replies: dict[Any, Any] = {}
-        self.refusal: Exception | None = None
+        self.aborted: list[str] = []
 
     @property
     def up(self) -> bool:
@@ -116,22 +121,93 @@ class FakeLink:
         await asyncio.sleep(0)
         await self._up.wait()
 
-    def tell(self, *args: Any) -> None:
-        """Remember a subscription."""
-        self.told.append(args)
-
-    async def call(self, *args: Any) -> Any:
-        """Remember a command; its reply is what ``replies`` has for it, or for its first word."""
-        self.called.append(args)
-        if self.refusal is not None:
-            raise self.refusal
-        if not self.up:
-            raise RedisUnavailable("not connected to Redis")
-        return self.replies.get(args, self.replies.get(args[0]))
+    def abort(self, reason: str) -> None:
+        """Remember it."""
+        self.aborted.append(reason)
 
     def as_link(self) -> Link:
         """Itself, under the type that the parts ask for."""
         return cast("Link", self)
+
+
+class FakeStore:
+    """A store of one server, or of ``servers``: the last character of a key says which one has it.
+
+    Attributes:
+        whole: whether each key has a server.
+    """
+
+    clustered = False
+    publish_command = "PUBLISH"
+
+    def __init__(self, servers: int = 1) -> None:
+        self.nodes = [FakeLink(7000 + number) for number in range(servers)]
+        self.whole = True
+        self.last_error = "not connected yet"
+        self.called: list[tuple[Any, ...]] = []
+        self.subscribed: list[str] = []
+        self.replies: dict[Any, Any] = {}
+        self.refusal: Exception | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether all servers can be reached."""
+        return self.whole and all(link.up for link in self.nodes)
+
+    @up.setter
+    def up(self, up: bool) -> None:
+        for link in self.nodes:
+            link.up = up
+
+    @property
+    def links(self) -> list[Link]:
+        """As the real one."""
+        return [link.as_link() for link in self.nodes]
+
+    def link_for(self, key: str | bytes) -> Link | None:
+        """As the real one."""
+        return self._node(key).as_link()
+
+    def _node(self, key: str | bytes) -> FakeLink:
+        name = key.decode() if isinstance(key, bytes) else key
+        return self.nodes[ord(name[-1]) % len(self.nodes)]
+
+    def serves(self, key: str) -> bool:
+        """As the real one."""
+        return self._node(key).up
+
+    async def wait_for(self, key: str) -> None:
+        """As the real one: never without giving way."""
+        await self._node(key).wait_up()
+
+    def subscribe(self, channels: Sequence[str]) -> None:
+        """Remember it."""
+        self.subscribed += channels
+
+    def unsubscribe(self, channel: str) -> None:
+        """Remember it."""
+        self.subscribed.remove(channel)
+
+    def call(self, command: str, key: str | bytes, *args: Any) -> asyncio.Future[Any]:
+        """Remember a command; its reply is what ``replies`` has for it, or for its first word."""
+        words = (command, key, *args)
+        self.called.append(words)
+        if not self._node(key).up:
+            raise RedisUnavailable("not connected to Redis")
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.refusal is None:
+            reply.set_result(self.replies.get(words, self.replies.get(command)))
+        else:
+            reply.set_exception(self.refusal)
+        return reply
+
+    def publish(self, channel: str, payload: str | bytes) -> asyncio.Future[Any]:
+        """As any other command."""
+        return self.call("PUBLISH", channel, payload)
+
+    def as_store(self) -> Store:
+        """Itself, under the type that the parts ask for."""
+        return cast("Store", self)
 
 
 # A session log.
@@ -140,12 +216,31 @@ class FakeLink:
 class Record:
     """What Redis holds of one session."""
 
-    def __init__(self, epoch: str) -> None:
+    def __init__(self, epoch: str, lineage: int = 0) -> None:
         self.epoch = epoch
+        self.lineage = lineage
+        self.ended: list[Position] = []  # newest first
         self.head = 0
         self.entries: list[bytes] = []  # the last ones, up to the head
         self.generation = 0
         self.sent = 0
+
+    def copy(self) -> Record:
+        """As it is now."""
+        twin = copy(self)
+        twin.entries, twin.ended = self.entries[:], self.ended[:]
+        return twin
+
+    def standing(self, epoch: str) -> int:
+        """As ``lua/_epoch.lua``."""
+        least = self.head
+        if epoch == self.epoch:
+            return least
+        for ended in self.ended:
+            least = min(least, ended.seq)
+            if ended.epoch == epoch:
+                return least
+        return -1
 
     @property
     def oldest(self) -> int:
@@ -200,8 +295,11 @@ class FakeSessionLog:
         self.marks: list[Mark] = []
         self.replaced: list[tuple[str, int]] = []
         self.unreadable: set[str] = set()
+        self.away: set[str] = set()
         self.refusal: Exception | None = None
         self._epochs = 0
+        self._lineage = 0
+        self._texts = 0
 
     def as_log(self) -> SessionLog:
         """Itself, under the type that the hub asks for."""
@@ -210,15 +308,33 @@ class FakeSessionLog:
     def record(self, session: str = SESSION) -> Record:
         """A session's record; begins the session if there is none."""
         if session not in self.records:
-            self._epochs += 1
-            self.records[session] = Record(f"e{self._epochs}")
+            self.records[session] = Record(self._new_epoch(), self._lineage)
         return self.records[session]
 
+    def _new_epoch(self) -> str:
+        self._epochs += 1
+        return f"e{self._epochs}"
+
+    def snapshot(self) -> dict[str, Record]:
+        """What Redis holds now."""
+        return {name: record.copy() for name, record in self.records.items()}
+
+    def restart(self, held: dict[str, Record] | None = None) -> None:
+        """Another server goes on, or this one after a restart: with all there is, or what was held once."""
+        self._lineage += 1
+        if held is not None:
+            self.records = {name: record.copy() for name, record in held.items()}
+
     def append(self, count: int = 1, session: str = SESSION, size: int = 0) -> Batch:
-        """Append entries to a log; returns what would be published."""
+        """Append entries to a log, as ``lua/transfer.lua``; returns what would be published."""
         record = self.record(session)
+        if record.lineage != self._lineage:
+            record.ended = [Position(record.epoch, record.head), *record.ended][:8]
+            record.epoch, record.lineage = self._new_epoch(), self._lineage
         first = record.head + 1
-        entries = [b'{"type":"t","fill":"%b","metadata":{' % (b"x" * size) for _ in range(count)]
+        self._texts += count
+        texts = range(self._texts - count + 1, self._texts + 1)
+        entries = [b'{"type":"t","text":%d,"fill":"%b","metadata":{' % (text, b"x" * size) for text in texts]
         record.entries += entries
         record.head += count
         return Batch(record.epoch, first, entries)
@@ -254,9 +370,13 @@ class FakeSessionLog:
 
     # backplane.session_log.SessionLog
 
-    def channel(self, tenant_id: str, session_id: str) -> str:
+    async def callback_list(self, tenant_id: str, _session_id: str) -> str:
         """As with the settings' defaults."""
-        return f"ao:{{orchestrator:{tenant_id}:callbacks}}:s:{session_id}"
+        return f"orchestrator:{tenant_id}:callbacks"
+
+    async def locate(self, tenant_id: str, session_id: str) -> str:
+        """As with the settings' defaults."""
+        return f"ao:{{{await self.callback_list(tenant_id, session_id)}}}:s:{session_id}"
 
     async def replace_older(self, session: str, generation: int) -> None:
         """Remember it."""
@@ -281,7 +401,7 @@ class FakeSessionLog:
         start = min(record.sent, record.head) if cursor is None else cursor.seq
         if cursor is None:
             status = "fresh" if start == record.head else "replayed"
-        elif cursor.epoch != record.epoch or start > record.head:
+        elif start > record.standing(cursor.epoch):
             status, start = "reset", -1
         if start + 1 < record.oldest:
             status, start = "reset", record.oldest - 1
@@ -295,9 +415,10 @@ class FakeSessionLog:
 
     def _read(self, session: str, position: Position) -> Page:
         record = self.records.get(session) or Record("")
-        entries = record.page(position.seq) if record.epoch == position.epoch else []
+        standing = record.standing(position.epoch) if record.epoch else -1
+        entries = record.page(position.seq) if position.seq <= standing else []
         first = max(position.seq + 1, record.oldest)
-        return Page(record.epoch, record.head, record.oldest, Batch(record.epoch, first, entries))
+        return Page(record.epoch, record.head, record.oldest, standing, Batch(record.epoch, first, entries))
 
     async def ensure(self, session: str) -> Position:
         """As ``lua/ensure.lua``."""
@@ -306,19 +427,25 @@ class FakeSessionLog:
 
     async def heads(
         self, sessions: Sequence[str], *, renew: bool = False
-    ) -> list[Position | RedisRefused | None]:
-        """The newest positions, and which expiries were put off."""
+    ) -> list[Position | RedisUnavailable | None]:
+        """The newest positions, and which expiries were put off; who cannot be asked raises nothing."""
         if renew:
             self.renewed += sessions
 
-        def work() -> list[Position | RedisRefused | None]:
+        def work() -> list[Position | RedisUnavailable | None]:
             return [self._head(session) for session in sessions]
 
-        return cast("list[Position | RedisRefused | None]", await self._call("heads", work))
+        try:
+            heads: list[Position | RedisUnavailable | None] = await self._call("heads", work)
+        except RedisUnavailable as error:
+            return [error for _ in sessions]
+        return heads
 
-    def _head(self, session: str) -> Position | RedisRefused | None:
+    def _head(self, session: str) -> Position | RedisUnavailable | None:
         if session in self.unreadable:
             return RedisRefused("WRONGTYPE")
+        if session in self.away:
+            return RedisUnavailable("its server is away")
         record = self.records.get(session)
         return None if record is None else Position(record.epoch, record.head)
 
@@ -330,8 +457,8 @@ class FakeSessionLog:
             self.marks += todo
             for session, position in todo:
                 record = self.records.get(session)
-                if record is not None and record.epoch == position.epoch:
-                    record.sent = max(record.sent, min(position.seq, record.head))
+                if record is not None:
+                    record.sent = max(record.sent, min(position.seq, record.standing(position.epoch)))
 
         if todo:
             await self._call("mark_sent", work)
@@ -371,6 +498,16 @@ class FakeSocket:
     def seqs(self) -> list[int]:
         """Of the log messages that it got, in order."""
         return [message["metadata"]["seq"] for message in messages(b"".join(self.written))]
+
+    @property
+    def texts(self) -> list[int]:
+        """What the log messages that it got say, in order: no two that were ever appended say the same."""
+        return [message["text"] for message in messages(b"".join(self.written))]
+
+    @property
+    def epochs(self) -> list[str]:
+        """Of the log messages that it got, in order."""
+        return [message["metadata"]["epoch"] for message in messages(b"".join(self.written))]
 
     def write(self, frames: bytes) -> None:
         """Remember it."""
