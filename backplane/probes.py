@@ -47,6 +47,7 @@ class Probes:
         begin, end: told of names that are used from now on, or no more.
 
     Attributes:
+        patience_s: for how long nothing may come back before that is a trouble.
         round_trip_s: of the last probe that came back.
     """
 
@@ -62,7 +63,7 @@ class Probes:
         self._store = store
         self._name = name
         self._interval_s = interval_s
-        self._patience_s = interval_s * (_MISSED + 1)
+        self.patience_s = interval_s * (_MISSED + 1)
         self._send_one = send
         self._begin = begin
         self._end = end
@@ -90,7 +91,7 @@ class Probes:
         if probe.refused:
             return f"Redis at {link.address} refuses the probe: {probe.refused}"
         silent_s = time.monotonic() - probe.heard_at
-        if silent_s > self._patience_s:
+        if silent_s > self.patience_s:
             return f"probes have not come back from Redis at {link.address} for {silent_s:.1f} s"
         return None
 
@@ -173,7 +174,7 @@ class Probes:
         now = time.monotonic()
         if not probe.link.up:
             probe.waiting_since = now
-        elif now - max(probe.waiting_since, probe.heard_at or 0.0) > self._patience_s:
+        elif now - max(probe.waiting_since, probe.heard_at or 0.0) > self.patience_s:
             probe.waiting_since = now
             probe.link.abort("probes do not come back")
 

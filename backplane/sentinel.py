@@ -50,10 +50,14 @@ class Sentinels:
         async with asyncio.timeout(_PATIENCE_S):
             wire = await open_wire(target, seed)
             try:
-                _, told = await asyncio.gather(
-                    wire.call(login), wire.call(("SENTINEL", "MASTER", target.service))
+                # The sentinel that leads a failover names the new primary by the second a while before it
+                # does so by the first, which alone tells the epoch.
+                _, told, address = await asyncio.gather(
+                    wire.call(login),
+                    wire.call(("SENTINEL", "MASTER", target.service)),
+                    wire.call(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", target.service)),
                 )
             finally:
                 wire.abort("answered")
         facts = {key.decode(): value.decode() for key, value in told.items()}
-        return int(facts["config-epoch"]), Address(facts["ip"], int(facts["port"]))
+        return int(facts["config-epoch"]), Address(address[0].decode(), int(address[1]))

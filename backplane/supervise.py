@@ -51,7 +51,7 @@ async def run_until(
         while not stopping.done() and not dead:
             alive = {task for task in running if not task.done()}
             done, _ = await asyncio.wait({*alive, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            dead = [task for task in done if task.exception() is not None]
+            dead = [task for task in done if task.cancelled() or task.exception() is not None]
             if not stop.is_set():
                 dead = list(done)
     finally:
@@ -59,5 +59,6 @@ async def run_until(
             task.cancel()
         await asyncio.gather(stopping, *running, return_exceptions=True)
     for task in dead:
-        log.error("task_died", task=task.get_name(), exc_info=task.exception())
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        log.error("task_died", task=task.get_name(), exc_info=error)
     return not dead

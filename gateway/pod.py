@@ -19,6 +19,7 @@ from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
 from gateway.auth import Authenticator
+from gateway.connection import Connection
 from gateway.conversation import Conversation
 from gateway.drain import close_paced, pause, unless
 from gateway.health import Health
@@ -31,6 +32,27 @@ _DEAF_CLOSE_S = 1.0
 _DEAF_CLOSE_A_S = 2_000  # sockets a second at most: the other pods have to take them in
 _BY_HAND_S = 1.0  # who presses Ctrl-C does not want to wait
 _LAST_WORDS_S = 1.0  # a Redis that does not answer does not keep the process
+
+
+class _Adrift:
+    """A socket whose session's server cannot be heard; a `gateway.drain.Leaving` that waits for nothing."""
+
+    __slots__ = ("_connection", "_sockets")
+
+    def __init__(self, connection: Connection, sockets: WebSocketEndpoint) -> None:
+        self._connection = connection
+        self._sockets = sockets
+
+    @property
+    def attached(self) -> bool:
+        return self._connection.attached
+
+    @property
+    def busy(self) -> bool:
+        return False
+
+    def retire(self, reason: str) -> None:
+        self._sockets.ask_to_reconnect(self._connection, reason)
 
 
 class Pod:
@@ -230,7 +252,9 @@ class Pod:
         while True:
             await asyncio.sleep(self.settings.probe_interval_s / 2)
             now, troubles = time.monotonic(), health.probes.troubles()
-            since = {link: since.get(link, now) for link in troubles}
+            # One that is connected has been silent since its last probe, and that shows only now.
+            silent_s = health.probes.patience_s
+            since = {link: since.get(link, now - silent_s * link.up) for link in troubles}
             lost = {link for link, at in since.items() if now - at >= self.settings.deaf_limit_s}
             newly, health.given_up = lost - health.given_up, lost
             if newly and not health.draining:
@@ -241,7 +265,8 @@ class Pod:
                 ]
                 self.log.error("pod_deaf", reason=[troubles[link] for link in newly], sockets=len(sockets))
                 over_s = max(_DEAF_CLOSE_S, len(sockets) / _DEAF_CLOSE_A_S)
-                await close_paced(sockets, over_s, "messages do not get through this pod", asyncio.Event())
+                adrift = [_Adrift(socket, self.sockets) for socket in sockets]
+                await close_paced(adrift, over_s, "messages do not get through this pod", asyncio.Event())
 
     def _check_soon(self) -> None:
         """What was published while a connection was away shows now, not with the next message."""

@@ -144,6 +144,8 @@ class Consumer:
         )
         self._seen_waiting.clear()
         self._sweep_now.set()
+        # The others may have learnt of lists, or may learn of the view, a moment later than this router.
+        asyncio.get_running_loop().call_later(self._settings.router_lease_s, self._sweep_now.set)
 
     def _learn(self, names: Iterable[bytes]) -> list[bytes]:
         """Take note of lists; returns those of this router's that are new to it."""
@@ -165,13 +167,15 @@ class Consumer:
         new = [name for name in names if name not in self._known and name not in self._ignored]
         if not new:
             return
-        self._enqueue(self._learn(new))
-        others = [name for name in new if name in self._known and name not in self._mine]
-        for name in others:
+        mine = self._learn(new)
+        # Also the own ones: in the eyes of a router that has just come they may be another's already.
+        told = [name for name in new if name in self._known]
+        for name in told:
             self._remember(name)
-        if others:
+        if told:
             with suppress(RedisUnavailable):  # else they are in the register, or will be seen waiting
-                self.commands.publish(self._keys.new_lists, b"\n".join(others)).add_done_callback(forget)
+                self.commands.publish(self._keys.new_lists, b"\n".join(told)).add_done_callback(forget)
+        self._enqueue(mine)
 
     def _ignore(self, name: bytes) -> None:
         """A name that begins like a callback list and is none; nobody's callbacks can be there."""

@@ -24,8 +24,13 @@ FILES = "appendonlydir"
 @pytest.fixture
 def own_cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Valkey writes every command to disk before it answers; pods compare positions if there is a reason."""
-    settings = {"PRESENCE_INTERVAL_S": "1", "POSITION_CHECK_S": "30", "RECONNECT_JITTER_S": "0"}
-    with Cluster(tmp_path, appendfsync="always", **settings) as running:
+    with Cluster(
+        tmp_path,
+        appendfsync="always",
+        PRESENCE_INTERVAL_S="1",
+        POSITION_CHECK_S="30",
+        RECONNECT_JITTER_S="0",
+    ) as running:
         yield running
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,3 +206,27 @@ def test_spreading_a_tenant_keeps_the_sessions_that_it_has(tmp_path: Path) -> No
                 assert receive(socket)["data"]["resume"]["status"] == "replayed"
                 got = [message["task_id"] for message in receive_logged(socket, 2)]
                 assert got == [f"hot.{number}", f"hot.{100 + number}"]
+
+
+def test_lists_that_appear_while_routers_join(tmp_path: Path) -> None:
+    """Tenants whose first callback comes while the routers' views differ wait for no sweep."""
+    tenants = [f"new-{n}" for n in range(600)]
+    settings = {"SWEEP_INTERVAL_S": "3600", "PRESENCE_INTERVAL_S": "0.3"}
+    with Cluster(tmp_path, pods=1, routers=3, **settings) as cluster, connected(cluster) as aes:
+        for router in cluster.routers[1:]:
+            router.stop()
+        for n, tenant_id in enumerate(tenants):
+            if n in {100, 300}:
+                cluster.routers[1 if n == 100 else 2].start()
+            push(aes, tenant_id, 0)
+            time.sleep(0.005)  # a pace: they come in the seconds in which the routers join
+        lists = {f"orchestrator:{tenant_id}:callbacks" for tenant_id in tenants}
+        first_s = wait_for(lambda: not aes.exists(*lists), "the first ones moved", timeout_s=6.0)
+        wait_for(lambda: sum(lists_served(cluster).values()) == len(tenants), "each list is somebody's")
+        for tenant_id in tenants:
+            push(aes, tenant_id, 1)
+        second_s = wait_for(lambda: not aes.exists(*lists), "the second ones moved", timeout_s=6.0)
+        print(
+            f"\n600 new tenants while two routers joined: their first callbacks moved {first_s:.2f} s "
+            f"after the last was pushed, their second {second_s:.2f} s"
+        )
