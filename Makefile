@@ -30,9 +30,9 @@ types: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.main_path
 
-# DURATION_S: time over which callbacks are pushed; SEED: the same faults again; KILLS: of a pod and the router each.
+# DURATION_S: of traffic; SEED: the same faults again; TOPOLOGY: standalone, sentinel or cluster.
 chaos: $(STAMP)
-	$(BIN)/python -m tests.support.accounting --duration-s $(or $(DURATION_S),30) --kills $(or $(KILLS),5) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m tests.support.chaos --duration-s $(or $(DURATION_S),60) --topology $(or $(TOPOLOGY),standalone) $(if $(SEED),--seed $(SEED))
 
 check: lint types test
 
