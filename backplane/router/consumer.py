@@ -82,6 +82,7 @@ class Consumer:
         self._line = Line()
         self._busy: set[bytes] = set()
         self._again: set[bytes] = set()  # of the busy ones, those that were written to meanwhile
+        self._stuck: set[bytes] = set()  # others' lists that this router has taken on
         self._refused: set[bytes] = set()  # those that Redis refused to serve, until they are tried again
         self._since: dict[bytes, float] = {}  # list -> since when something waits there that was not moved
         self._known: dict[bytes, float] = {}  # list -> when it was last told to `callback_lists`
@@ -274,9 +275,14 @@ class Consumer:
             self._busy.add(name)
             more = await self._turn(name)
             self._busy.discard(name)
-            if more or name in self._again:
-                self._again.discard(name)
+            written = name in self._again
+            self._again.discard(name)
+            if not (more or written):
+                self._stuck.discard(name)
+            elif name in self._mine or name in self._stuck:
                 self._enqueue([name], left_over=True)
+            else:  # another router serves it by now
+                self._since.pop(name, None)
 
     async def _turn(self, name: bytes) -> bool:
         """Move a few batches of one list; returns whether it should stand in line again at once."""
@@ -379,6 +385,7 @@ class Consumer:
                 self._seen_waiting[name] = state[1]
                 if before.get(name) == state[1]:
                     self._log.warning("list_stuck", list=name.decode(), callbacks=state[0])
+                    self._stuck.add(name)
                     self._enqueue((name,))
 
     async def _state(self, name: bytes) -> tuple[int, bytes]:
