@@ -20,6 +20,10 @@ from backplane.slots import Address
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _PORTS = {"sentinel": 26_379}
+_OPTIONS = {
+    *("host", "port", "username", "password", "db", "connection_class"),
+    *("sentinel_username", "sentinel_password"),
+}
 
 Client = Redis | RedisCluster
 
@@ -111,6 +115,9 @@ def parse_redis_url(url: str) -> RedisTarget:
             "REDIS_URL cannot be read; it must be like redis://user:password@host:6379/0, with special "
             "characters of the password percent-encoded and known options behind ?"
         ) from None
+    unknown = {name for name in parts if name not in _OPTIONS and not name.startswith("ssl_")}
+    if kind and unknown:
+        raise ConfigurationError(f"REDIS_URL has an unknown option: {', '.join(sorted(unknown))}")
     service = urlsplit(url).path.strip("/") if kind == "sentinel" else ""
     if kind == "sentinel" and not re.fullmatch(r"[A-Za-z0-9._-]+", service):
         raise ConfigurationError(

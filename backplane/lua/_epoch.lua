@@ -18,7 +18,7 @@ end
 
 -- earlier(record) -> field p of the epoch that begins now.
 local function earlier(record)
-  local ended, kept = {record[1] .. ':' .. record[2]}, record[3] or ''
+  local ended, kept = {record[1] .. ':' .. (record[2] or 0)}, record[3] or ''
   for one in string.gmatch(kept, '%S+') do
     if #ended < 8 then ended[#ended + 1] = one end
   end

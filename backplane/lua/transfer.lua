@@ -86,7 +86,8 @@ local function or_undo(reply, base, log, count, record)
 end
 
 -- Append one session's entries. ARGV[at…] holds `count` triples. Returns an error text instead of appending.
-local function append(base, at, count)
+-- A new epoch is ARGV[8], with `group` but for the first, so that no two sessions ever have the same one.
+local function append(base, at, count, group)
   local log, seen = base .. ':log', base .. ':seen'
   local record = redis.pcall('HMGET', base, 'e', 'h', 'p', 'b', 'a', 'l')
   local refused = wrong_type(record)
@@ -99,7 +100,7 @@ local function append(base, at, count)
   if refused then return refused end
 
   local same = record[6] == lineage  -- this server wrote the last entry, so it has all that ever was in the log
-  local epoch, head = same and record[1] or ARGV[8], tonumber(record[2] or 0)
+  local epoch, head = same and record[1] or ARGV[8] .. (group > 4 and group or ''), tonumber(record[2] or 0)
   local bytes, grown = tonumber(record[4] or 0), 0
   local entries, scores, mine, segments = {}, {}, {}, {}
   for i = 1, count do
@@ -149,7 +150,7 @@ end
 local at = 18
 for group = 4, 3 + tonumber(ARGV[17]) do
   local count = tonumber(ARGV[at])
-  local refused = append(KEYS[group], at + 1, count)
+  local refused = append(KEYS[group], at + 1, count, group)
   if refused then
     for i = 0, count - 1 do
       if ARGV[at + 3 * i + 2] ~= '' then bury(tonumber(ARGV[at + 3 * i + 1]), 'session_unusable', refused) end

@@ -167,14 +167,14 @@ async def test_a_log_goes_on_in_its_epoch(link: Link, redis_client: Client, hear
 
 
 async def test_several_sessions_in_one_batch(link: Link, redis_client: Client, heard: Heard) -> None:
-    """Each session has its own log and its own seqs."""
+    """Each session has its own log, its own seqs, and an epoch that no other has."""
     push(redis_client, "a", "x", "b")
     sessions = {
         session(): [(0, b"1", entry("a")), (2, b"3", entry("b"))],
         session("s-2"): [(1, b"2", entry("x"))],
     }
     assert (await Move(sessions).run(link))[:2] == [1, 3]
-    assert heard.all() == [b"e1:1\n" + entry("a") + b"\n" + entry("b"), b"e1:1\n" + entry("x")]
+    assert heard.all() == [b"e1:1\n" + entry("a") + b"\n" + entry("b"), b"e15:1\n" + entry("x")]
     assert redis_client.llen(LIST) == 0
 
 
@@ -376,7 +376,7 @@ async def test_a_session_whose_keys_hold_something_else(
     assert b"WRONGTYPE" in letters(redis_client)[0][b"detail"]
     assert redis_client.get(session() + suffix) == b"something else"
     assert log_of(redis_client, "s-2") == [entry("x")]
-    assert heard.all() == [b"e1:1\n" + entry("x")]
+    assert heard.all() == [b"e15:1\n" + entry("x")]
     assert redis_client.llen(LIST) == 0
     for key in {"", ":log", ":seen"} - {suffix}:
         assert not redis_client.exists(session() + key)
@@ -411,7 +411,7 @@ async def test_any_other_error_leaves_the_list_as_it_was(
     assert not redis_client.exists(FENCE)
     assert (await move.run(link))[:4] == [1, 0, 2, 1]
     assert (log_of(redis_client), log_of(redis_client, "s-2")) == ([entry("a")], [entry("b")])
-    assert heard.all() == [b"e1:1\n" + entry("a"), b"e1:1\n" + entry("b")]
+    assert heard.all() == [b"e1:1\n" + entry("a"), b"e15:1\n" + entry("b")]
     assert [letter[b"raw"] for letter in letters(redis_client)] == [b"bad"]
     assert redis_client.llen(LIST) == 0
 

@@ -161,6 +161,14 @@ class Cluster:
         self.routers = [Process(router, environ, folder / f"router-{n}.log") for n in range(routers)]
 
     def __enter__(self) -> Cluster:
+        try:
+            self._start()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def _start(self) -> None:
         self.valkey.start()
         self.wait_valkey()
         for process in (*self.routers, *self.pods):
@@ -168,11 +176,13 @@ class Cluster:
         for pod in self.pods:
             wait_for(pod.ready, f"pod on {pod.port} ready")
         wait_for(self._routers_known, "routers known")
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
         for process in (*self.pods, *self.routers, self.valkey):
             process.kill()
 

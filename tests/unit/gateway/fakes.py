@@ -507,7 +507,13 @@ class FakeSocket:
     @property
     def epochs(self) -> list[str]:
         """Of the log messages that it got, in order."""
-        return [message["metadata"]["epoch"] for message in messages(b"".join(self.written))]
+        return [cursor.epoch for cursor in self.cursors]
+
+    @property
+    def cursors(self) -> list[Position]:
+        """With which its client may come back, as it was told them."""
+        known = [message["metadata"] for message in messages(b"".join(self.written))]
+        return [Position(metadata["epoch"], metadata["seq"]) for metadata in known]
 
     def write(self, frames: bytes) -> None:
         """Remember it."""

@@ -292,6 +292,35 @@ async def test_a_late_publish_of_an_ended_epoch(world: World) -> None:
     assert socket.restarts == []
 
 
+@pytest.mark.parametrize("crowd", [0, 8])
+async def test_two_epochs_in_one_read(world: World, monkeypatch: pytest.MonkeyPatch, crowd: int) -> None:
+    """Each message goes out under its own epoch, also where a crowd's are gathered before."""
+    monkeypatch.setattr(hub_module, "_CROWD", crowd)
+    socket = await world.open()
+    world.say()
+    world.say()
+    world.log.restart()
+    world.say()
+    world.say()
+    await settle()
+
+    assert socket.texts == socket.seqs == all_up_to(4)
+    assert socket.epochs == ["e1", "e1", "e2", "e2"]
+
+
+@pytest.mark.parametrize("crowd", [0, 8])
+async def test_a_gap_in_one_read(world: World, monkeypatch: pytest.MonkeyPatch, crowd: int) -> None:
+    """What is gathered is not taken for consecutive."""
+    monkeypatch.setattr(hub_module, "_CROWD", crowd)
+    socket = await world.open()
+    world.say()
+    world.log.append()
+    world.say()
+    await settle()
+
+    assert socket.texts == socket.seqs == all_up_to(3)
+
+
 async def test_marks_go_on_under_the_new_epoch(world: World) -> None:
     """What was noted under the old one does not keep the new one's from being noted."""
     socket = await world.open()
@@ -432,7 +461,8 @@ class Failovers(Chaos):
         self.log.record()
         self.held = [self.log.snapshot()]
         self.gone: set[int] = set()  # what was lost at some time
-        self.epochs_gone: set[str] = set()
+        self.epochs_ever: set[str] = set()
+        self.epochs_gone: set[str] = set()  # lost with a server, or ended too long ago
         self.stood_in: dict[Subscriber, set[str]] = {}  # the epochs that each socket was taken to be in
         self.changes = 0
 
@@ -444,6 +474,9 @@ class Failovers(Chaos):
                 for socket in group.sockets:
                     self.stood_in.setdefault(socket, set()).add(group.position.epoch)
         super().do(name, number)
+        known = epochs(self.log.record())
+        self.epochs_ever |= known
+        self.epochs_gone |= self.epochs_ever - known
 
     def append(self, number: int) -> None:
         super().append(number)
@@ -477,8 +510,21 @@ class Failovers(Chaos):
         self.log.restart(self.held[-1 - number % min(len(self.held), 6)])
         after = self.log.record()
         self.gone |= set(texts(before)) - set(texts(after))
-        self.epochs_gone |= epochs(before) - epochs(after)
         self.cut(number)
+
+    def burst(self, number: int) -> None:
+        """What arrives in one read."""
+        for bit in (1, 2, 4):
+            (self.lose if number & bit else self.arrive)(number)
+
+    def leap(self, number: int) -> None:
+        """Messages of two servers in one read: the first one gave the slot away, and the feed had both."""
+        self.append(number)
+        self.changes += 1
+        self.log.restart()
+        self.append(number)
+        while self.under_way:
+            self.arrive(number)
 
     def cut(self, number: int) -> None:
         while self.log.pending:
@@ -506,10 +552,16 @@ class Failovers(Chaos):
             seen |= set(got)
             start = socket.resumed.start
             assert socket.seqs == list(range(start + 1, start + 1 + len(socket.seqs)))
+            for (epoch, seq), known in zip(socket.cursors, range(start + 1, len(got) + 1), strict=True):
+                assert seq == known
+                if record.standing(epoch) >= seq:  # the client may come back with it, and lacks nothing
+                    assert got[:seq] == whole[:seq]
             if socket.restarts:
-                assert set(got) & self.gone or self.stood_in[socket] & self.epochs_gone
+                stood_in = {socket.resumed.page.epoch} | self.stood_in.get(socket, set())
+                assert set(got) & self.gone or stood_in & self.epochs_gone
             elif socket.feed is not None:
                 assert got == whole
+                assert not socket.cursors or record.standing(socket.cursors[-1].epoch) >= socket.seq
         assert set(whole[: record.sent]) <= seen, "noted as sent, and nobody was"
         here = any(socket.feed is not None for socket in self.sockets)
         assert self.world.hub.sessions == here
@@ -518,7 +570,9 @@ class Failovers(Chaos):
         assert "hub_task_died" not in self.world.logger.names
 
 
-CHANGES = st.one_of(DEEDS, DEEDS, DEEDS, DEEDS, st.sampled_from(["go_on", "rewind", "rewind"]))
+CHANGES = st.one_of(
+    DEEDS, DEEDS, DEEDS, DEEDS, st.sampled_from(["go_on", "rewind", "rewind", "burst", "burst", "leap"])
+)
 
 
 @settings(max_examples=250, deadline=None)
@@ -532,7 +586,8 @@ def test_whatever_happens_sockets_have_what_the_log_has(
 ) -> None:
     """Servers that go on with all or with less: who was not told to come back has exactly the log, in order.
 
-    And nobody is told to who had nothing that was lost, and was in no epoch that was.
+    Nobody is told to who had nothing that was lost, and was in no epoch that is forgotten; and a cursor that
+    stands hides nothing from the client that comes back with it.
     """
 
     async def play() -> None:
