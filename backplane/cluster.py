@@ -22,9 +22,13 @@ from backplane.slots import SLOTS, Address, key_slot, parse_redirection, parse_s
 from backplane.wire import Argument, OnPush, Reply, Wire, forget
 
 _REFRESH_S = 2.0
+_GREETING_S = 0.5
+_WATCH_AGAIN_S = 1.0
 _REFRESH_BROKEN_S = 0.25
 _AGAIN_FIRST_S = 0.02
 _AGAIN_MOST_S = 0.25
+_HOPS_AT_ONCE = 3
+_LOOKS_A_NODE = 3
 _NOT_NOW = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
 _MID_MOVE = "non local key"  # a script met a key that is just being moved
 
@@ -32,7 +36,7 @@ _MID_MOVE = "non local key"  # a script met a key that is just being moved
 class _Command:
     """A command on its way: perhaps to one node after the other."""
 
-    __slots__ = ("args", "before", "delay_s", "future", "lineage_at", "slot")
+    __slots__ = ("args", "before", "delay_s", "future", "hops", "lineage_at", "slot")
 
     def __init__(self, slot: int, args: tuple[Argument, ...], lineage_at: int, before: float) -> None:
         loop = asyncio.get_running_loop()
@@ -42,6 +46,7 @@ class _Command:
         self.future: asyncio.Future[Reply] = loop.create_future()
         self.before = loop.time() + before
         self.delay_s = _AGAIN_FIRST_S
+        self.hops = 0
 
     def send(self, link: Link, *, asking: bool) -> asyncio.Future[Reply]:
         """Send it to one node."""
@@ -89,6 +94,9 @@ class Cluster:
         self._leaving: set[asyncio.Task[None]] = set()
         self._slots: list[Link | None] = [None] * SLOTS
         self._epoch = -1
+        self._looks = 0
+        self._watching_again = False
+        self._older_views: set[Address] = set()  # nodes that tell of an epoch before that
         self._refresh = asyncio.Event()
         self._changed = asyncio.Event()
         self._resubscribe: set[int] = set()  # slots whose channels have to be subscribed again
@@ -164,8 +172,15 @@ class Cluster:
         except RedisRefused as error:
             if not self._redirects(str(error)):
                 raise
-        # The slot is moving. Follow it; the watch comes when it has arrived (on_moved).
+        # The slot is moving. Follow it; the watch comes later, also if it stays where it was after all.
+        if not self._watching_again:
+            self._watching_again = True
+            asyncio.get_running_loop().call_later(_WATCH_AGAIN_S, self._watch_again)
         return await self.script(script, keys, args), int(await self.call("LLEN", watched))
+
+    def _watch_again(self) -> None:
+        self._watching_again = False
+        self._on_moved()
 
     def watch(self, key: str | bytes) -> asyncio.Future[Reply]:
         link = self.link_for(key)
@@ -264,10 +279,14 @@ class Cluster:
             target, asking = self._node(redirection.address), redirection.ask
             if not asking:
                 self._assign(redirection.slot, target)
-            if target.up and target is not link:
+            command.hops += 1
+            if target.up and target is not link and command.hops <= _HOPS_AT_ONCE:
                 self._try(command, target, asking=asking)
                 return
         self._refresh.set()
+        self._try_later(command)
+
+    def _try_later(self, command: _Command) -> None:
         asyncio.get_running_loop().call_later(command.delay_s, self._try, command, None)
         command.delay_s = min(command.delay_s * 2, _AGAIN_MOST_S)
 
@@ -275,6 +294,9 @@ class Cluster:
         if command.future.done():
             return
         link = link or self._slots[command.slot]
+        if link is not None and not link.up and asyncio.get_running_loop().time() < command.before:
+            self._try_later(command)  # it is just being connected, or will be replaced
+            return
         try:
             if link is None:
                 raise RedisUnavailable(f"no node serves the slot: {self.last_error}")
@@ -348,10 +370,17 @@ class Cluster:
             return
         facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         epoch = int(facts.get("cluster_current_epoch", 0))
-        if epoch < self._epoch:  # a node that was cut off from the others: ask another
-            wire.abort("its view is an older one")
-            return
+        if epoch < self._epoch:
+            # A node that was cut off from the others: ask another. If all say so, the cluster was made anew.
+            self._older_views.add(asked)
+            if not self._nodes.keys() <= self._older_views:
+                wire.abort("its view is an older one")
+                return
         self._epoch = epoch
+        self._older_views.clear()
+        self._looks += 1
+        if self._looks % _LOOKS_A_NODE == 0:  # lest one that was cut off be the only one that is asked
+            wire.abort("another node is asked")
         self._failure = "" if facts.get("cluster_state") == "ok" else "the cluster says that it is down"
         self._apply(parse_slots(slots, asked))
 
@@ -368,15 +397,23 @@ class Cluster:
         errors = []
         for address in random.sample(addresses, len(addresses)):
             try:
-                async with asyncio.timeout(0.5):
-                    wire = await open_wire(self._target, address)
-                    await wire.call(hello(self._target.username, self._target.password, self._name))
+                async with asyncio.timeout(_GREETING_S):
+                    wire = await self._greeted(address)
             except (OSError, RedisUnavailable, TimeoutError) as error:
                 errors.append(f"{address}: {error or type(error).__name__}")
                 continue
             self._wire, self._asked = wire, address
             return wire, address
         raise RedisUnavailable("; ".join(sorted(set(errors))))
+
+    async def _greeted(self, address: Address) -> Wire:
+        wire = await open_wire(self._target, address)
+        try:
+            await wire.call(hello(self._target.username, self._target.password, self._name))
+        except BaseException:
+            wire.abort("it did not answer the greeting")
+            raise
+        return wire
 
     def _apply(self, ranges: list[Any]) -> None:
         wanted = {part.primary for part in ranges}

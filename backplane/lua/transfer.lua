@@ -9,7 +9,7 @@
 -- Any other error ends the script with the list untrimmed; what was appended by then is known by its digest
 -- when the router tries again.
 --
--- KEYS: list, fence, dead letters, session base…; on a cluster also the sessions' logs and digests, so that
+-- KEYS: list, fence, dead letters, session base…; on a cluster also all other keys that it writes to, so that
 --       Redis refuses while only a part of them has been moved to another node.
 -- ARGV: 1 lineage, 2 fence read, 3 new fence, 4 callbacks taken, 5 count, 6 budget and 7 largest for take(),
 --       8 epoch for new sessions, 9 retention (ms), 10 oldest timestamp to keep, 11 entries and

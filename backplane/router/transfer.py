@@ -179,6 +179,7 @@ class Transfer:
             args += triples
         if self._store.clustered:
             names += [f"{base}{part}" for base in names[3:] for part in (":log", ":seen")]
+            names.append(f"{names[2]}:bytes")
         args += moves.dead
         for mistake in moves.mistakes:
             self._log.error("router_error", tenant_id=tenant_id, traceback=mistake)

@@ -56,8 +56,8 @@ def test_a_deaf_pod_says_so_and_sends_its_clients_away(tmp_path: Path) -> None:
             asked_s = time.monotonic() - deaf_at
             assert 0 <= asked["data"]["after_ms"] <= 500
             assert close_code(socket) == 1012
-        assert unready_s < 10 * PROBE_S
-        assert LIMIT_S <= asked_s < LIMIT_S + 2.5
+        assert unready_s < 5.0
+        assert LIMIT_S / 2 <= asked_s < LIMIT_S + 5.0
         assert "probes do not come back" in pod.output  # it tried to mend itself
         with pytest.raises(InvalidStatus) as refused, open_socket(pod, "s"):
             pass
@@ -111,8 +111,8 @@ def test_a_deaf_router_says_so_and_mends_itself(tmp_path: Path) -> None:
             moved_s = wait_for(lambda: aes.llen(LIST) == 0, "moved all the same")
             proxy.deaf = False
             ready_s = wait_for(lambda: get(url)[0] == 200, "ready again")
-        assert unready_s < 10 * PROBE_S
-        assert moved_s < 10 * PROBE_S
+        assert unready_s < 5.0
+        assert moved_s < 5.0
         print(
             f"\ndeaf router: unready after {unready_s:.2f} s, a callback moved after {moved_s:.2f} s, "
             f"ready {ready_s:.2f} s after it could hear again"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
@@ -38,7 +38,7 @@ def _after_bulk(data: bytes, at: int) -> int:
 
 
 class DeafProxy:
-    """A context manager; relays to ``target_port`` on this machine.
+    """A context manager; relays to ``target_port`` on this machine, with a thread for each direction.
 
     Attributes:
         deaf: while True, nothing that Redis pushes gets through.
@@ -47,64 +47,60 @@ class DeafProxy:
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self.port = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self.port: int = self._listener.getsockname()[1]
         self.deaf = False
         self.swallowed = 0
 
     def __enter__(self) -> Self:
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        self._threads[0].start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()  # from here on there are no new ones
+        for end in self._sockets:
+            _shut(end)
+        for thread in self._threads[1:]:
+            thread.join()
+        for end in (self._listener, *self._sockets):
+            end.close()
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            self._sockets.append(near)
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target_port), 5)
+            except OSError:
+                _shut(near)
+                continue
+            far.settimeout(None)
+            self._sockets.append(far)
+            for source, sink, pushes in ((near, far, False), (far, near, True)):
+                thread = threading.Thread(target=self._copy, args=(source, sink, pushes))
+                self._threads.append(thread)
+                thread.start()
 
-    async def _close(self) -> None:
-        self._server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.05)  # aborted transports close their sockets in the loop's next rounds
+    def _copy(self, source: socket.socket, sink: socket.socket, pushes: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if pushes and self.deaf:
+                    kept = without_pushes(data)
+                    self.swallowed += len(data) - len(kept)
+                    data = kept
+                sink.sendall(data)
+        _shut(source)
+        _shut(sink)
 
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-        except OSError:
-            writer.transport.abort()
-            return
-        ways = [
-            asyncio.create_task(self._copy(reader, far_writer, pushes=False)),
-            asyncio.create_task(self._copy(far_reader, writer, pushes=True)),
-        ]
-        try:
-            with suppress(asyncio.CancelledError):  # streams complain of it in Python 3.11
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-            writer.transport.abort()
-            far_writer.transport.abort()
 
-    async def _copy(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, pushes: bool
-    ) -> None:
-        while data := await reader.read(65_536):
-            if pushes and self.deaf:
-                kept = without_pushes(data)
-                self.swallowed += len(data) - len(kept)
-                data = kept
-            writer.write(data)
-            await writer.drain()
+def _shut(end: socket.socket) -> None:
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)

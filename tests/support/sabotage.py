@@ -33,13 +33,22 @@ def no_probe() -> None:
 
 def no_fence() -> None:
     """A transfer goes through whatever has happened since the list was read."""
+    guard = "if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end"
+    _change_transfer(guard, "")
+
+
+def no_epoch() -> None:
+    """A log goes on under its epoch, whichever server goes on with it."""
+    _change_transfer("local same = record[6] == lineage", "local same = record[1] and true")
+
+
+def _change_transfer(guard: str, instead: str) -> None:
     from backplane import scripts
     from backplane.router import transfer
 
     script = scripts.TRANSFER
-    guard = "if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end"
     assert guard in script.text
-    text = script.text.replace(guard, "")
+    text = script.text.replace(guard, instead)
     digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
     transfer.__dict__["TRANSFER"] = replace(script, text=text, sha1=digest)
 
@@ -76,7 +85,13 @@ def sabotaged(process: Process, *what: str) -> None:
 
 if __name__ == "__main__":
     for name in sys.argv[1].split(","):
-        {"probe": no_probe, "fence": no_fence, "gap_check": no_gap_check, "pausing": pausing}[name]()
+        {
+            "probe": no_probe,
+            "fence": no_fence,
+            "epoch": no_epoch,
+            "gap_check": no_gap_check,
+            "pausing": pausing,
+        }[name]()
     from gateway.cli import main
 
     sys.argv = ["orchestrator", *sys.argv[2:]]

@@ -62,14 +62,18 @@ class TlsProxy:
     def __init__(self, target_port: int, files: TlsFiles) -> None:
         self._target_port = target_port
         self._tasks: set[asyncio.Task[None]] = set()
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(files.cert, files.key)
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.show(files)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tls-proxy")
         self._thread.start()
-        listening = asyncio.start_server(self._accept, HOST, 0, ssl=context, ssl_shutdown_timeout=1)
+        listening = asyncio.start_server(self._accept, HOST, 0, ssl=self._context, ssl_shutdown_timeout=1)
         self._server = self._call(listening)
         self.port: int = self._server.sockets[0].getsockname()[1]
+
+    def show(self, files: TlsFiles) -> None:
+        """Show this certificate from now on."""
+        self._context.load_cert_chain(files.cert, files.key)
 
     def close(self) -> None:
         """Close the port and all connections."""
@@ -159,6 +163,11 @@ class TlsValkey(Servers):
         """With user, password and the authority to trust."""
         user = login(self.user, self.password)
         return f"rediss://{user}{HOST}:{self.port}/0?ssl_ca_certs={quote(str(self.files.ca))}"
+
+    def show(self, files: TlsFiles) -> None:
+        """Show this certificate from now on; clients have to trust its authority."""
+        assert self._proxy is not None
+        self._proxy.show(files)
 
     @contextmanager
     def client(self, **changes: Any) -> Iterator[Client]:
