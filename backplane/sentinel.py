@@ -13,8 +13,6 @@ from backplane.link import hello, open_wire
 from backplane.redis_client import RedisTarget
 from backplane.slots import Address
 
-_PATIENCE_S = 1.0
-
 
 class Sentinels:
     """The sentinels of one service.
@@ -22,11 +20,13 @@ class Sentinels:
     Args:
         target: of kind ``sentinel``.
         name: shown by the sentinels' ``CLIENT LIST``.
+        patience_s: for how long a sentinel that does not answer is waited for.
     """
 
-    def __init__(self, target: RedisTarget, name: str) -> None:
+    def __init__(self, target: RedisTarget, name: str, patience_s: float = 1.0) -> None:
         self._target = target
         self._name = name
+        self._patience_s = patience_s
 
     async def primary(self) -> Address:
         """Where the primary is now.
@@ -47,7 +47,7 @@ class Sentinels:
     async def _ask(self, seed: Address) -> tuple[int, Address]:
         target = self._target
         login = hello(target.sentinel_username, target.sentinel_password, self._name)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(self._patience_s):
             wire = await open_wire(target, seed)
             try:
                 # The sentinel that leads a failover names the new primary by the second a while before it

@@ -15,6 +15,7 @@ from backplane.wire import Argument, OnPush, Reply, forget
 
 CHANNELS_A_COMMAND = 500
 _ASK_SENTINELS_S = 2.0
+_SENTINEL_S = 1.0
 
 
 class Single:
@@ -36,7 +37,9 @@ class Single:
     ) -> None:
         self._channels = channels
         self._on_connect = on_connect
-        self._sentinels = Sentinels(target, name) if target.kind == "sentinel" else None
+        # Within the time that a connection has in all, and the connecting itself takes some of it.
+        patience_s = min(_SENTINEL_S, timeout_s / 2)
+        self._sentinels = Sentinels(target, name, patience_s) if target.kind == "sentinel" else None
         self._link = Link(
             target,
             name,
