@@ -115,7 +115,7 @@ class Settings:
         unit="bytes", least=1_024, most=64 * 1024 * 1024, group="Router",
     )  # fmt: skip
     transfer_batch: int = _setting(
-        16, "Callbacks that one script moves from one list at most.",
+        8, "Callbacks that one script moves from one list at most.",
         unit="callbacks", least=1, most=1_000, group="Router",
     )  # fmt: skip
     transfer_batch_bytes: int = _setting(

@@ -228,8 +228,10 @@ def main() -> int:
     parser.add_argument("--tenants", type=int, default=10_000)
     parser.add_argument("--part-s", type=float, default=20.0)
     parser.add_argument("--batch", help="TRANSFER_BATCH, to compare")
+    parser.add_argument("--concurrency", help="TRANSFER_CONCURRENCY, to compare")
     arguments = parser.parse_args()
-    settings: Any = {} if arguments.batch is None else {"TRANSFER_BATCH": arguments.batch}
+    wishes = {"TRANSFER_BATCH": arguments.batch, "TRANSFER_CONCURRENCY": arguments.concurrency}
+    settings: Any = {name: wish for name, wish in wishes.items() if wish is not None}
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), **settings) as cluster:
         uvloop.run(_measure(cluster, arguments))
     return 0
