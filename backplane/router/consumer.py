@@ -119,6 +119,8 @@ class Consumer:
         """Why this router does not do its work; None if it does."""
         if not any(link.up for link in self.commands.links):
             return f"no connection to Redis for commands: {self.commands.last_error}"
+        if self.leases.refused:
+            return f"Redis refuses the lease, so others may serve the same lists: {self.leases.refused}"
         problem = self.probes.problem()
         if problem is None and self.oldest_s > self._settings.stuck_after_s:
             return f"a callback has been waiting for {self.oldest_s:.0f} s"

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from hashlib import blake2b
 
-from backplane.errors import RedisUnavailable
+from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.scripts import LEASE
 from backplane.store import Store
@@ -39,6 +38,7 @@ class Leases:
 
     Attributes:
         routers: those that have a lease, this one included.
+        refused: why Redis does not give this one its lease, if it says so.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Leases:
         self._lease_s = lease_s
         self._on_view = on_view
         self.routers = frozenset({router_id})
+        self.refused = ""
         self._left = False
 
     def mine(self, name: bytes) -> bool:
@@ -59,8 +60,13 @@ class Leases:
     async def run(self) -> None:
         """Renew until cancelled."""
         while True:
-            with suppress(RedisUnavailable):  # others may take over meanwhile; the next renewal tells
+            try:
                 await self.renew()
+                self.refused = ""
+            except RedisRefused as error:
+                self.refused = str(error)
+            except RedisUnavailable:
+                pass  # others may take over meanwhile; the next renewal tells
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
 
     async def renew(self) -> None:

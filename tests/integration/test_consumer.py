@@ -616,3 +616,14 @@ async def test_an_unusable_session_stops_no_other(redis_url: str, redis_client: 
         push(redis_client, "acme", callback(1, "broken"), callback(1), callback(2, "broken"), callback(2))
         await arrived(redis_client, [1, 2])
         assert reasons(redis_client) == ["session_unusable"] * 2
+
+
+async def test_a_refused_lease_is_told(redis_url: str, redis_client: Client) -> None:
+    """A router that cannot say that it is there does not pass for one that is well."""
+    async with routing(redis_url) as router:
+        await eventually(lambda: router.problem() is None)
+        redis_client.delete(KEYS.leases)
+        redis_client.set(KEYS.leases, "no sorted set")
+        await eventually(lambda: "refuses the lease" in (router.problem() or ""))
+        redis_client.delete(KEYS.leases)
+        await eventually(lambda: router.problem() is None)
