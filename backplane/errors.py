@@ -6,6 +6,8 @@ OrchestratorError
 ├── InvalidCursor            a cursor is not of the form ``epoch:seq``
 ├── BadCallback              a callback cannot be understood: it goes to the dead letters with its reason
 ├── QueueFull                the actions queue is at its limit
+├── LimitReached             there is no room for one more of something that is kept in Redis
+├── NotYours                 the session belongs to another user
 └── RedisUnavailable         Redis did not answer, or not in time
     └── RedisRefused         Redis answered with an error reply
 """
@@ -55,6 +57,14 @@ class BadCallback(OrchestratorError):
 
 class QueueFull(OrchestratorError):
     """The actions queue holds as many actions as its setting allows."""
+
+
+class LimitReached(OrchestratorError):
+    """There is no room for one more of something that is kept in Redis."""
+
+
+class NotYours(OrchestratorError):
+    """The session belongs to another user."""
 
 
 class RedisUnavailable(OrchestratorError):

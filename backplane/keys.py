@@ -18,6 +18,8 @@ from zlib import crc32
 from backplane.errors import ConfigurationError, InvalidId
 
 TIERS = ("free", "advance", "professional", "enterprise")
+ANY_USER = "*"
+"""In place of a user: who may use all sessions of its tenant, whichever user began them."""
 
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
 _NAME = re.compile(r"[!-~]+", re.ASCII)
@@ -163,6 +165,32 @@ class Keys:
         """A session's record (hash), the base of its other keys, and the name of its channel."""
         return f"{self.prefix}:{{{callback_list}}}:s:{session_id}"
 
+    # Of one tenant; all in the slot of its first callback list, so that one script reaches them.
+
+    def rate(self, tenant_id: str, name: str) -> str:
+        """When a tenant's quota will be unused again (expires then)."""
+        return f"{self.prefix}:{{{self.callbacks(tenant_id)}}}:rate:{name}"
+
+    def session_rate(self, tenant_id: str, session_id: str) -> str:
+        """When a session's own quota will be unused again (expires then)."""
+        return f"{self.prefix}:{{{self.callbacks(tenant_id)}}}:rate:session:{session_id}"
+
+    def tenant_limits(self, tenant_id: str) -> str:
+        """Hash of the limits that a tenant has instead of its tier's."""
+        return f"{self.prefix}:{{{self.callbacks(tenant_id)}}}:limits"
+
+    def tenant_connections(self, tenant_id: str) -> str:
+        """Hash of a tenant's connections: how many each pod has."""
+        return f"{self.prefix}:{{{self.callbacks(tenant_id)}}}:connections"
+
+    def session_connections(self, tenant_id: str, session_id: str) -> str:
+        """Hash of a session's connections, likewise."""
+        return f"{self.tenant_connections(tenant_id)}:session:{session_id}"
+
+    def user_connections(self, tenant_id: str, user_id: str) -> str:
+        """Hash of a user's connections, likewise."""
+        return f"{self.tenant_connections(tenant_id)}:user:{user_id}"
+
     # Of the cluster.
 
     @property
@@ -187,13 +215,54 @@ class Keys:
         """Hash of the connections that a pod owns (expires without heartbeats)."""
         return f"{self.member('pods', pod_id)}:connections"
 
-    def pod_tenants(self, pod_id: str) -> str:
-        """Hash of a pod's connections by tenant (expires without heartbeats)."""
-        return f"{self.member('pods', pod_id)}:tenants"
+    @property
+    def pod_leases(self) -> str:
+        """Sorted set of the pods that count connections, by when their leases end."""
+        return f"{self.prefix}:{{pods}}:leases"
 
     def pod_channel(self, pod_id: str, number: int) -> str:
         """A channel on which a pod hears its own probes; another number may be on another node."""
         return f"{self.prefix}:{{probe:{pod_id}:{number}}}"
+
+    @property
+    def revocations(self) -> str:
+        """Hash of the revoked tokens, users and tenants."""
+        return f"{self.prefix}:{{revocations}}"
+
+    @property
+    def revocation_ends(self) -> str:
+        """Sorted set of the revocations, by when they may be forgotten."""
+        return f"{self.revocations}:ends"
+
+    @property
+    def revocation_news(self) -> str:
+        """List of what changed last among the revocations."""
+        return f"{self.revocations}:news"
+
+    @property
+    def revocation_version(self) -> str:
+        """Counts the changes of the revocations."""
+        return f"{self.revocations}:version"
+
+    @property
+    def revocation_channel(self) -> str:
+        """Channel on which pods are told that the revocations have changed."""
+        return f"{self.revocations}:changed"
+
+    @property
+    def control_channel(self) -> str:
+        """Channel on which pods are told what to do (close connections)."""
+        return f"{self.prefix}:{{control}}"
+
+    # Of a client address.
+
+    def address_rate(self, address: str) -> str:
+        """When an address may open sockets again."""
+        return f"{self.prefix}:{{address:{address}}}:handshakes"
+
+    def address_limits(self, address: str) -> str:
+        """Limits of an address in place of the usual (hash; field ``handshakes``)."""
+        return f"{self.prefix}:{{address:{address}}}:limits"
 
     # Of the routers.
 

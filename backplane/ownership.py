@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
 from backplane.keys import Keys
 from backplane.log import Logger
-from backplane.scripts import DISOWN, OWN
+from backplane.presence import living
+from backplane.scripts import OWN
 from backplane.store import Store
 from backplane.wire import Argument
 
@@ -44,15 +45,19 @@ class Ownership:
         self._log = log
         self._ttl_ms = ttl_ms
         self._tasks: set[asyncio.Task[object]] = set()
-        self.keys = (keys.pod_connections(pod_id), keys.pod_tenants(pod_id))
+        self._key = keys.pod_connections(pod_id)
+        self.keys = (self._key,)
 
     def own(self, owned: Owned) -> None:
         """Enter a connection; if Redis is away, `rewrite` will."""
         self._spawn(self._enter(owned))
 
-    def disown(self, connection_id: str, tenant_id: str) -> None:
+    def disown(self, connection_id: str) -> None:
         """Strike a connection out; if Redis is away, `rewrite` leaves it out."""
-        self._spawn(self._store.script(DISOWN, list(self.keys), [connection_id, tenant_id]))
+        self._spawn(self._strike(connection_id))
+
+    async def _strike(self, connection_id: str) -> None:
+        await self._store.call("HDEL", self._key, connection_id)
 
     async def rewrite(self, everything: Iterable[Owned]) -> None:
         """Enter all connections anew, after Redis was away for long enough to forget them.
@@ -71,8 +76,8 @@ class Ownership:
 
     def _enter(self, owned: Owned) -> Coroutine[Any, Any, Any]:
         entry = msgspec.json.encode(owned._asdict())
-        args: list[Argument] = [owned.connection_id, entry, owned.tenant_id, self._ttl_ms]
-        return self._store.script(OWN, list(self.keys), args)
+        args: list[Argument] = [owned.connection_id, entry, self._ttl_ms]
+        return self._store.script(OWN, [self._key], args)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -85,14 +90,32 @@ class Ownership:
             self._log.debug("ownership_not_written", reason=str(task.exception()))
 
 
-async def tenant_connections(
-    store: Store, keys: Keys, pod_ids: Iterable[str], tenant_id: str
-) -> dict[str, int]:
-    """How many connections of a tenant each pod owns.
+async def list_connections(
+    store: Store, keys: Keys, wanted: Mapping[str, str], limit: int
+) -> tuple[list[dict[str, Any]], bool]:
+    """Connections of the whole cluster, in no order.
+
+    Args:
+        wanted: fields of `Owned` and what they must be.
+        limit: how many at most.
+
+    Returns:
+        The connections with their ``pod_id``, and whether there are more.
 
     Raises:
         RedisUnavailable: Redis did not answer.
     """
-    ids = list(pod_ids)
-    counts = await asyncio.gather(*[store.call("HGET", keys.pod_tenants(pod), tenant_id) for pod in ids])
-    return {pod: int(count or 0) for pod, count in zip(ids, counts, strict=True)}
+    found: list[dict[str, Any]] = []
+    for pod_id in await living(store, keys, "pods"):
+        cursor: bytes | int = b"0"
+        while True:
+            cursor, entries = await store.call("HSCAN", keys.pod_connections(pod_id), cursor, "COUNT", 1_000)
+            for raw in entries[1::2]:
+                entry = msgspec.json.decode(raw)
+                if all(entry.get(name) == value for name, value in wanted.items()):
+                    found.append({"pod_id": pod_id, **entry})
+            if len(found) > limit:
+                return found[:limit], True
+            if cursor == b"0":
+                break
+    return found, False

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from backplane.errors import RedisUnavailable
+from backplane.errors import NotYours, RedisUnavailable
 from backplane.keys import Keys
 from backplane.position import Batch, Position, new_epoch
 from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, Script
@@ -117,15 +117,22 @@ class SessionLog:
         """Have no more of a channel's messages."""
         self._feed.unsubscribe(channel)
 
-    async def resume(self, session: str, cursor: Position | None) -> Resumed:
+    async def resume(self, session: str, cursor: Position | None, user: str = "") -> Resumed:
         """Where a new connection stands; begins the session if there is none.
 
+        Args:
+            user: to whom the session belongs from now on, if it is not used yet; empty: to its whole tenant.
+                `backplane.keys.ANY_USER` for who may use all of the tenant's.
+
         Raises:
+            NotYours: the session belongs to another user.
             RedisUnavailable: Redis did not answer.
         """
         epoch, seq = cursor or Position("", 0)
-        args: list[Argument] = [epoch, seq, *self._page, new_epoch(time.time()), self._ttl_ms]
+        args: list[Argument] = [epoch, seq, *self._page, new_epoch(time.time()), self._ttl_ms, user]
         reply = await self._pages(RESUME, session, args)
+        if not reply:
+            raise NotYours
         status, epoch, start, head, oldest, generation, *entries = reply
         batch = Batch(epoch.decode(), start + 1, entries)
         return Resumed(status.decode(), start, head, oldest, generation, batch)
@@ -153,15 +160,21 @@ class SessionLog:
             reply: list[Any] = await self._feed.script(script, [session, f"{session}:log"], args)
             return reply
 
-    async def ensure(self, session: str) -> Position:
+    async def ensure(self, session: str, user: str = "") -> Position:
         """The newest position of a session's log; begins the session if there is none.
 
+        Args:
+            user: as for `resume`.
+
         Raises:
+            NotYours: the session belongs to another user.
             RedisUnavailable: Redis did not answer.
         """
         keys = [session, f"{session}:log"]
-        epoch, head = await self._commands.script(ENSURE, keys, [new_epoch(time.time()), self._ttl_ms])
-        return Position(epoch.decode(), head)
+        reply = await self._commands.script(ENSURE, keys, [new_epoch(time.time()), self._ttl_ms, user])
+        if not reply:
+            raise NotYours
+        return Position(reply[0].decode(), reply[1])
 
     async def heads(
         self, sessions: Sequence[str], *, renew: bool = False

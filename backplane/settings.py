@@ -162,11 +162,90 @@ class Settings:
     allow_insecure: bool = _setting(
         False, "Lets AUTH=none listen on addresses other than loopback.", group="Authentication"
     )
+    jwt_algorithms: str = _setting(
+        "HS256", "Algorithms that tokens may be signed with, with commas between them; a key is used for those of its own kind only.",
+        group="Authentication",
+    )  # fmt: skip
     jwt_secret: str = _setting(
-        "", "Key of the tokens' HS256 signature, at least 32 bytes.", secret=True, group="Authentication"
+        "", "Secret of HS256 (at least 32 bytes), HS384 (48) and HS512 (64), for tokens that name no key (kid).",
+        secret=True, group="Authentication",
+    )  # fmt: skip
+    jwt_keys_dir: str = _setting(
+        "", "Directory of keys: <kid>.pem public keys, <kid>.secret HMAC secrets. Read again every 2 s: keys rotate without a restart.",
+        group="Authentication",
+    )  # fmt: skip
+    jwt_jwks_url: str = _setting(
+        "", "Address of the identity provider's JSON Web Key Set; fetched again for an unknown kid, kept while the provider is down.",
+        group="Authentication",
+    )  # fmt: skip
+    jwt_jwks_refresh_s: float = _setting(
+        300.0, "How often the key set is fetched.", unit="s", least=2, most=86_400, group="Authentication"
     )
     jwt_audience: str = _setting("", "If set, a token's aud must contain it.", group="Authentication")
     jwt_issuer: str = _setting("", "If set, a token's iss must be it.", group="Authentication")
+    jwt_leeway_s: float = _setting(
+        2.0, "How far the clocks of who signs tokens and of the pods may differ.",
+        unit="s", least=0, most=300, group="Authentication",
+    )  # fmt: skip
+    jwt_claim_tenant: str = _setting("tenant_id", "Claim with the tenant; like all of these a name, or a path (a.b.c).", group="Authentication")  # fmt: skip
+    jwt_claim_tier: str = _setting("tenant_tier", "Claim with the tier.", group="Authentication")
+    jwt_claim_user: str = _setting(
+        "sub", "Claim with the user, to whom the sessions belong that the token begins; empty: none.",
+        group="Authentication",
+    )  # fmt: skip
+    jwt_claim_sessions: str = _setting(
+        "session_id", "Claim with the sessions that the token allows: one or a list, web-* for all that begin so; without it any.",
+        group="Authentication",
+    )  # fmt: skip
+    jwt_claim_agents: str = _setting(
+        "agents", "Claim with the agents that the token allows, likewise.", group="Authentication"
+    )
+    jwt_claim_scopes: str = _setting(
+        "scope", "Claim with the scopes (chat, listen, broadcast, admin, stats): text with spaces, or a list.",
+        group="Authentication",
+    )  # fmt: skip
+    jwt_default_scopes: str = _setting(
+        "chat listen", "Scopes of a token that says nothing of them.", group="Authentication"
+    )
+    auth_grace_s: float = _setting(
+        10.0, "Time after its token's expiry that an open socket has to show a new one (auth); then it is closed with 4501.",
+        unit="s", least=0, most=3600, group="Authentication",
+    )  # fmt: skip
+    revocations_kept_s: int = _setting(
+        30 * 86_400, "How long a revocation is kept; no token may live longer.",
+        unit="s", least=60, most=10 * 365 * 86_400, group="Authentication",
+    )  # fmt: skip
+    access_check_url: str = _setting(
+        "", "If set, asked (POST, JSON) whether a tenant and user may speak to an agent; see docs/security.md.",
+        group="Authentication",
+    )  # fmt: skip
+    access_check_timeout_s: float = _setting(
+        2.0,
+        "Time that the access check has to answer.",
+        unit="s",
+        least=0.05,
+        most=30,
+        group="Authentication",
+    )
+    access_check_ttl_s: float = _setting(
+        60.0, "How long its answer is believed.", unit="s", least=0, most=86_400, group="Authentication"
+    )
+    access_check_failure: str = _setting(
+        "closed", "When it does not answer. closed: nobody is let through; open: everybody.",
+        choices=("closed", "open"), group="Authentication",
+    )  # fmt: skip
+    allowed_origins: str = _setting(
+        "", "Web origins whose pages may use the service (sockets and CORS), with commas between them: https://app.example.com, https://*.example.com, or *. Pages of the same host always may.",
+        group="Authentication",
+    )  # fmt: skip
+    trusted_proxies: str = _setting(
+        "", "Addresses and networks of the load balancers, with commas between them: who comes from there is known by the last entry of X-Forwarded-For that is none of them.",
+        group="Pod",
+    )  # fmt: skip
+    admin_port: int = _setting(
+        0, "Port for stats, administration and detailed health, at HOST, and not on PORT then; 0: all on PORT.",
+        unit="port", least=0, most=65_535, group="Pod",
+    )  # fmt: skip
     session_policy: str = _setting(
         "shared", "shared: a session's sockets all get every message; replace: a newer one closes the older.",
         choices=("shared", "replace"), group="Connections",
@@ -176,9 +255,55 @@ class Settings:
         unit="s", least=0.2, most=600, group="Connections",
     )  # fmt: skip
     handshake_timeout_s: float = _setting(
-        10.0, "A connection that has not been accepted by then is answered 503.",
+        5.0, "A connection whose request has not come by then is closed; a socket not accepted by then answered 503.",
         unit="s", least=0.1, most=120, group="Connections",
     )  # fmt: skip
+    request_timeout_s: float = _setting(
+        10.0, "Time in which the body of an HTTP request has to come.",
+        unit="s", least=0.1, most=120, group="Connections",
+    )  # fmt: skip
+    connections_max: int = _setting(
+        50_000, "Sockets of one pod; one more is answered 503.",
+        unit="sockets", least=1, most=1_000_000, group="Connections",
+    )  # fmt: skip
+    half_open_max: int = _setting(
+        4_096, "Connections of one pod whose request is not complete; with one more the oldest of them is dropped.",
+        unit="connections", least=16, most=100_000, group="Connections",
+    )  # fmt: skip
+    connections_per_session: int = _setting(
+        50, "Sockets of one session, on all pods; 0: unlimited.", unit="sockets", least=0, group="Connections"
+    )
+    connections_per_user: int = _setting(
+        100, "Sockets of one user (as tokens say), on all pods; 0: unlimited.",
+        unit="sockets", least=0, group="Connections",
+    )  # fmt: skip
+    connections_per_address: int = _setting(
+        1_000, "Sockets from one client address on one pod; 0: unlimited. See TRUSTED_PROXIES.",
+        unit="sockets", least=0, group="Connections",
+    )  # fmt: skip
+    handshakes_per_address: int = _setting(
+        600, "Sockets that one client address may open in a minute, on all pods; 0: unlimited. See TRUSTED_PROXIES.",
+        unit="sockets/min", least=0, group="Connections",
+    )  # fmt: skip
+    messages_per_s: int = _setting(
+        20, "Messages that a client may send on one socket, in a second; 0: unlimited.",
+        unit="messages/s", least=0, group="Connections",
+    )  # fmt: skip
+    messages_burst: int = _setting(
+        100, "Messages that a client may send on one socket at once, after a pause.",
+        unit="messages", least=1, group="Connections",
+    )  # fmt: skip
+    rate_limit_patience: int = _setting(
+        20, "Messages over a rate limit, one after the other, after which a socket is closed with 4029.",
+        unit="messages", least=1, group="Connections",
+    )  # fmt: skip
+    rate_limit_failure: str = _setting(
+        "closed", "When Redis cannot say whether a rate limit is reached. closed: answer 503; open: let it through.",
+        choices=("closed", "open"), group="Connections",
+    )  # fmt: skip
+    json_depth_max: int = _setting(
+        32, "Levels of nesting in what a client sends.", least=2, most=500, group="Connections"
+    )
     message_max_bytes: int = _setting(
         64 * 1024, "Largest message of a client; a larger one is skipped and answered by an error.",
         unit="bytes", least=1_024, most=16 * 1024 * 1024, group="Connections",
@@ -252,6 +377,22 @@ class Settings:
     task_timeout_s: tuple[int, ...] = _setting(
         (30, 60, 120, 300), "Time an agent has for a task, per tier; also the most that a request may ask for.",
         unit="s", least=1, group="Tiers",
+    )  # fmt: skip
+    sends_per_minute: tuple[int, ...] = _setting(
+        (10, 50, 200, 0), "Sends of a tenant in a minute, per tier; 0: unlimited.",
+        unit="sends", least=0, most=1_000_000, group="Tiers",
+    )  # fmt: skip
+    sends_per_day: tuple[int, ...] = _setting(
+        (100, 1_000, 10_000, 0), "Sends of a tenant in a day, per tier; 0: unlimited.",
+        unit="sends", least=0, most=100_000_000, group="Tiers",
+    )  # fmt: skip
+    sends_per_session_hour: tuple[int, ...] = _setting(
+        (50, 100, 300, 500), "Sends of a session in an hour, per tier; 0: unlimited.",
+        unit="sends", least=0, most=1_000_000, group="Tiers",
+    )  # fmt: skip
+    connections_per_tenant: tuple[int, ...] = _setting(
+        (1_000, 5_000, 20_000, 0), "Sockets of a tenant, on all pods, per tier; 0: unlimited.",
+        unit="sockets", least=0, group="Tiers",
     )  # fmt: skip
     queue_priority: tuple[int, ...] = _setting(
         (4, 3, 2, 1), "tier_priority told to the AES, per tier.", least=0, group="Tiers"

@@ -1,14 +1,18 @@
-"""The pod's HTTP side."""
+"""The pod's HTTP side: an application for clients, and one for operators who want a port of their own."""
 
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from backplane.presence import Summary, living
-from gateway.http import EXCEPTION_HANDLERS, json_response
+from gateway.admin_endpoints import AdminEndpoints
+from gateway.http import Endpoint, bearer_token, exception_handlers, json_response
+from gateway.identity import check_scope
 from gateway.pod import Pod
 from gateway.send_endpoint import send_endpoint
 from gateway.stats_endpoints import chat_stats_endpoint, ws_stats_endpoint
@@ -22,9 +26,59 @@ def _trouble(routers: dict[str, Summary]) -> str | None:
     return "; ".join(f"router {name}: {reason}" for name, reason in told.items() if reason) or None
 
 
-def build_app(pod: Pod) -> Starlette:
-    """The application; sockets do not pass through it (see `gateway.connection`)."""
+_CORS_HEADERS = (
+    "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent",
+    "X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID", "X-Context-Type",
+    "X-Conversation-ID", "X-Collection-ID", "X-Request-Source", "X-Client-Version", "X-Task-Timeout",
+)  # fmt: skip
+_CORS_EXPOSED = ("Retry-After", "RateLimit", "RateLimit-Policy", "WWW-Authenticate")
+_CORS_MAX_AGE_S = 600
 
+
+def build_app(pod: Pod) -> Starlette:
+    """The application for clients; sockets do not pass through it (see `gateway.connection`)."""
+    routes = [
+        *_health_routes(pod),
+        Route("/api/chat/send", send_endpoint(pod.settings, pod.authenticator, pod.sender), methods=["POST"]),
+    ]
+    if not pod.settings.admin_port:
+        routes += _operators_routes(pod)
+    return _app(pod, routes)
+
+
+def build_admin_app(pod: Pod) -> Starlette:
+    """The application at ``ADMIN_PORT``."""
+    return _app(pod, [*_health_routes(pod), *_operators_routes(pod)])
+
+
+def _app(pod: Pod, routes: list[Route]) -> Starlette:
+    middleware = []
+    if pod.origins.pattern is not None:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origin_regex=pod.origins.pattern,
+                allow_methods=("GET", "POST", "PUT", "DELETE"),
+                allow_headers=_CORS_HEADERS,
+                expose_headers=_CORS_EXPOSED,
+                max_age=_CORS_MAX_AGE_S,
+            )
+        )
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=exception_handlers(pod.refused))
+    app.router.redirect_slashes = False  # an address that is not ours is 404, also with a slash behind it
+    return app
+
+
+def _operators_routes(pod: Pod) -> list[Route]:
+    return [
+        Route("/health/detailed", _detailed(pod)),
+        Route("/ws/stats", ws_stats_endpoint(pod)),
+        Route("/api/chat/stats", chat_stats_endpoint(pod)),
+        *AdminEndpoints(pod).routes(),
+    ]
+
+
+def _health_routes(pod: Pod) -> list[Route]:
     async def health(_request: Request) -> Response:
         return json_response({"status": "ok", "service": "agent_orchestrator"})
 
@@ -39,7 +93,12 @@ def build_app(pod: Pod) -> Starlette:
             return json_response({"status": "ready"} | ({"impaired": impairment} if impairment else {}))
         return json_response({"status": "not_ready", "reason": problem}, 503)
 
-    async def detailed(_request: Request) -> Response:
+    return [Route("/health", health), Route("/livez", livez), Route("/readyz", readyz)]
+
+
+def _detailed(pod: Pod) -> Endpoint:
+    async def detailed(request: Request) -> Response:
+        check_scope(await pod.authenticator.grant(bearer_token(request)), "stats")
         problem = pod.health.problem() or pod.health.impairment()
         redis = pod.commands.up and pod.feed.up
         routers = await living(pod.commands, pod.keys, "routers") if redis else None
@@ -61,21 +120,4 @@ def build_app(pod: Pod) -> Starlette:
             }
         )
 
-    app = Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/health/detailed", detailed),
-            Route("/livez", livez),
-            Route("/readyz", readyz),
-            Route("/ws/stats", ws_stats_endpoint(pod)),
-            Route("/api/chat/stats", chat_stats_endpoint(pod)),
-            Route(
-                "/api/chat/send",
-                send_endpoint(pod.settings, pod.authenticator, pod.sender),
-                methods=["POST"],
-            ),
-        ],
-        exception_handlers=EXCEPTION_HANDLERS,
-    )
-    app.router.redirect_slashes = False  # an address that is not ours is 404, also with a slash behind it
-    return app
+    return detailed

@@ -1,202 +1,230 @@
-"""Who a client is: a token's claims, and what the client says beside them.
+"""From a token to what it grants: its signature, its times, its claims, and whether it was revoked.
 
-What the token says stands. A header or query value may leave it out, and is refused where it contradicts it.
+The algorithms are those of the settings, the key is for algorithms of its own kind, and nothing in a token's
+header (``kid``, ``jku``, ``x5u``, ``jwk``) is ever used to find a key elsewhere (RFC 8725).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
 import jwt
-import msgspec
+from jwt.exceptions import PyJWTError
 
-from backplane.errors import ConfigurationError, InvalidId
-from backplane.keys import TIERS, check_id, check_user_id
+from backplane.errors import ConfigurationError
+from backplane.log import Logger, get_logger
 from backplane.settings import Settings
+from gateway.claims import claim_names, read_claims
 from gateway.errors import ClientError
+from gateway.fetch import Fetcher
+from gateway.identity import ANYONE, Grant, Identity, Stated, settle
+from gateway.jwks import Jwks
+from gateway.key_files import KeyFiles
+from gateway.signing_keys import ALGORITHMS, Key, KeyRing, secret_key
 
-ALGORITHM = "HS256"
-_MIN_SECRET_BYTES = 32
+_MOST_VERIFIED = 10_000
+_MOST_TOKEN_CHARS = 8_192
+_MOST_KID_CHARS = 512
+_FETCH_S = 5.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-
-class Stated(NamedTuple):
-    """What a request says of itself; ``names`` are the client's words for the fields, for error texts."""
-
-    tenant_id: str | None
-    tenant_tier: str | None
-    session_id: str | None
-    user_id: str | None
-    agent_id: str | None
-    names: tuple[str, str, str, str, str]
-
-
-class Identity(msgspec.Struct, frozen=True):
-    """Who a request or socket speaks for; every id is valid.
-
-    Attributes:
-        agents: the agents that it may speak to; None for any.
-    """
-
-    tenant_id: str
-    tenant_tier: str
-    session_id: str
-    user_id: str | None
-    agent_id: str | None
-    agents: tuple[str, ...] | None
+Revoked = Callable[[Grant], bool]
 
 
 class Authenticator:
     """Checks tokens and what requests say of themselves.
 
+    Args:
+        settings: where the keys are and what tokens must be.
+        revoked: whether a grant counts no more; may raise `ClientError` while that is not known.
+        log: for operators.
+
     Raises:
         ConfigurationError: AUTH=jwt without a usable key.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, revoked: Revoked = lambda _grant: False, log: Logger | None = None
+    ) -> None:
         self._none = settings.auth == "none"
-        self._secret = settings.jwt_secret if self._none else _usable_secret(settings)
+        self._revoked = revoked
+        self._names = claim_names(settings)
         self._audience = settings.jwt_audience or None
         self._issuer = settings.jwt_issuer or None
+        self._leeway_s = settings.jwt_leeway_s
+        self._allowed = _algorithms(settings)
+        self._verified: OrderedDict[bytes, Grant] = OrderedDict()
+        self._fixed: list[Key] = []
+        self._ring = KeyRing(())
+        self._files: KeyFiles | None = None
+        self._jwks: Jwks | None = None
+        if not self._none:
+            self._find_keys(settings, log or get_logger(process="pod"))
 
-    def identify(self, token: str | None, stated: Stated) -> Identity:
+    def _find_keys(self, settings: Settings, log: Logger) -> None:
+        if settings.jwt_secret:
+            self._fixed = [secret_key(settings.jwt_secret.encode(), None, "ORCHESTRATOR_JWT_SECRET")]
+        if settings.jwt_keys_dir:
+            self._files = KeyFiles(Path(settings.jwt_keys_dir), self._renew_ring, log)
+        if settings.jwt_jwks_url:
+            fetcher = Fetcher(settings.jwt_jwks_url, "JWT_JWKS_URL", _FETCH_S)
+            if fetcher.scheme != "https" and fetcher.host not in _LOOPBACK and not settings.allow_insecure:
+                raise ConfigurationError(
+                    "JWT_JWKS_URL must begin with https://, or who is in between can sign tokens"
+                )
+            self._jwks = Jwks(fetcher, settings.jwt_jwks_refresh_s, self._renew_ring, log)
+        self._renew_ring()
+        if not len(self._ring) and self._jwks is None:
+            raise ConfigurationError(
+                "AUTH=jwt needs ORCHESTRATOR_JWT_SECRET (32 bytes or more), JWT_KEYS_DIR or JWT_JWKS_URL"
+            )
+        if self._jwks is None and not any(key.algorithms & self._allowed for key in self._ring):
+            raise ConfigurationError("JWT_ALGORITHMS has no algorithm that fits any of the keys")
+
+    def _renew_ring(self) -> None:
+        """Other keys: what was verified with those that have gone has to be verified anew."""
+        files = () if self._files is None else self._files.keys
+        fetched = () if self._jwks is None else self._jwks.keys or ()
+        self._ring = KeyRing((*self._fixed, *files, *fetched))
+        self._verified.clear()
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What has to run beside, by name."""
+        named = {"jwks": self._jwks, "key_files": self._files}
+        return {name: source.run() for name, source in named.items() if source is not None}
+
+    def problem(self) -> str | None:
+        """Why no token can be verified; None if some can."""
+        if self._jwks is None or self._jwks.keys is not None or len(self._ring):
+            return None
+        return f"no keys for tokens: JWT_JWKS_URL: {self._jwks.problem}"
+
+    async def identify(self, token: str | None, stated: Stated) -> Identity:
         """The identity of a request.
 
         Raises:
-            ClientError: 401 for the token, 403 for a contradiction, 400 for ids and tiers.
+            ClientError: 401 for the token, 403 for a contradiction, 400 for ids and tiers, 503 while keys or
+                revocations cannot be read.
         """
-        claims = {} if self._none else self._verify(token)
-        identity = Identity(
-            tenant_id=_id(_settle(claims, "tenant_id", stated.tenant_id, stated.names[0]), stated.names[0]),
-            tenant_tier=_tier(
-                _settle(claims, "tenant_tier", stated.tenant_tier, stated.names[1]), stated.names[1]
-            ),
-            session_id=_id(
-                _settle(claims, "session_id", stated.session_id, stated.names[2]), stated.names[2]
-            ),
-            user_id=_user(_settle(claims, "sub", stated.user_id, stated.names[3]), stated.names[3]),
-            agent_id=None if stated.agent_id is None else _id(stated.agent_id, stated.names[4]),
-            agents=_agents(claims),
-        )
-        if identity.agent_id is not None:
-            check_agent(identity, identity.agent_id)
-        return identity
+        return settle(await self.grant(token), stated)
 
-    def _verify(self, token: str | None) -> dict[str, Any]:
+    async def grant(self, token: str | None) -> Grant:
+        """What a token allows.
+
+        Raises:
+            ClientError: as `identify`.
+        """
+        if self._none:
+            return ANYONE
         if not token:
             raise ClientError(401, "token_missing", "a token is needed: Authorization: Bearer <token>")
+        digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        grant = self._verified.get(digest)
+        if grant is None:
+            grant = await self._verify(token)
+            self._keep(digest, grant)
+        self.check(grant)
+        return grant
+
+    def check(self, grant: Grant) -> None:
+        """Whether a grant that was verified before still stands.
+
+        Raises:
+            ClientError: 401 it has expired or was revoked, 503 that cannot be told.
+        """
+        if grant.expires_at is not None and grant.expires_at <= time.time() - self._leeway_s:
+            raise _expired()
+        if grant is not ANYONE and self._revoked(grant):
+            raise ClientError(401, "token_revoked", "the token was revoked; get a new one")
+
+    def _keep(self, digest: bytes, grant: Grant) -> None:
+        self._verified[digest] = grant
+        if len(self._verified) > _MOST_VERIFIED:
+            self._verified.popitem(last=False)
+
+    async def _verify(self, token: str) -> Grant:
+        kid, algorithm = self._header(token)
+        keys = self._ring.find(kid, algorithm)
+        if not keys and self._jwks is not None:
+            known = await self._look_for(self._jwks, kid)
+            keys = self._ring.find(kid, algorithm)
+            if not keys and not known:
+                detail = "the token's key cannot be looked up now; try again shortly"
+                raise ClientError(503, "keys_unavailable", detail, retry_after_s=2)
+        if not keys:
+            raise _invalid("it is signed with a key that is not known here")
+        return read_claims(self._names, self._decode(token, keys))
+
+    async def _look_for(self, jwks: Jwks, kid: str | None) -> bool:
+        if kid is None and jwks.keys is not None:
+            return True  # every set has been tried; there is no name to ask for
+        return await jwks.look_for(kid or "")
+
+    def _header(self, token: str) -> tuple[str | None, str]:
+        if len(token) > _MOST_TOKEN_CHARS:
+            raise _invalid(f"it is longer than {_MOST_TOKEN_CHARS} characters")
         try:
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                self._secret,
-                algorithms=[ALGORITHM],
-                audience=self._audience,
-                issuer=self._issuer,
-                options={"require": ["exp"], "verify_aud": self._audience is not None},
-            )
-        except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError):
-            raise ClientError(401, "token_expired", "the token has expired or is not valid yet") from None
-        except jwt.InvalidTokenError as error:
-            raise ClientError(401, "token_invalid", f"the token is not valid: {error}") from None
-        if not isinstance(claims.get("tenant_id"), str) or not isinstance(claims.get("tenant_tier"), str):
-            raise ClientError(401, "token_invalid", "the token lacks tenant_id or tenant_tier")
-        return claims
+            header = jwt.get_unverified_header(token)
+        except (PyJWTError, ValueError, RecursionError):
+            raise _invalid("it is no JSON Web Token") from None
+        kid, algorithm = header.get("kid"), header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in self._allowed:
+            raise _invalid(f"its algorithm is none of {', '.join(sorted(self._allowed))}")
+        if kid is not None and (not isinstance(kid, str) or not 0 < len(kid) <= _MOST_KID_CHARS):
+            raise _invalid("its kid is not the name of a key")
+        return kid, algorithm
+
+    def _decode(self, token: str, keys: list[Key]) -> dict[str, Any]:
+        refused: ClientError | None = None
+        for key in keys:
+            try:
+                return jwt.decode(
+                    token,
+                    key.material,
+                    algorithms=sorted(key.algorithms & self._allowed),
+                    audience=self._audience,
+                    issuer=self._issuer,
+                    leeway=self._leeway_s,
+                    options={"require": ["exp"], "verify_aud": self._audience is not None},
+                )
+            except jwt.InvalidSignatureError:
+                refused = _invalid("its signature is not right")
+            except (PyJWTError, ValueError, TypeError, RecursionError) as error:
+                raise _said(error) from None
+        assert refused is not None
+        raise refused
 
 
-def check_agent(identity: Identity, agent_id: str) -> None:
-    """Refuse an agent that the token does not allow.
-
-    Raises:
-        ClientError: 403.
-    """
-    if identity.agents is not None and agent_id not in identity.agents:
-        raise ClientError(403, "forbidden", f"the token does not allow the agent {agent_id}")
-
-
-def _settle(claims: dict[str, Any], claim: str, stated: str | None, name: str) -> str | None:
-    claimed = claims.get(claim)
-    if claimed is None:
-        return stated
-    if not isinstance(claimed, str):
-        raise ClientError(401, "token_invalid", f"the token's {claim} is not text")
-    if stated is not None and stated != claimed:
-        raise ClientError(403, "forbidden", f"{name} contradicts the token; leave it out or use the token's")
-    return claimed
+def _algorithms(settings: Settings) -> frozenset[str]:
+    names = [name.strip() for name in settings.jwt_algorithms.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ALGORITHMS]
+    if unknown or not names:
+        shown = repr(unknown[0]) if unknown else "nothing"
+        raise ConfigurationError(f"JWT_ALGORITHMS: {shown} is none of {', '.join(ALGORITHMS)}")
+    return frozenset(names)
 
 
-def _id(value: str | None, name: str) -> str:
-    if value is None:
-        raise ClientError(400, "missing_id", f"{name} is needed")
-    try:
-        return check_id(value, name)
-    except InvalidId as error:
-        raise ClientError(400, "invalid_id", str(error)) from None
+def _said(error: Exception) -> ClientError:
+    """A closed list of texts: the library's own may repeat what stands in the token."""
+    if isinstance(error, jwt.ExpiredSignatureError | jwt.ImmatureSignatureError):
+        return _expired()
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return _invalid(f"it lacks {error.claim}")
+    if isinstance(error, jwt.InvalidAudienceError):
+        return _invalid("it is for another audience")
+    if isinstance(error, jwt.InvalidIssuerError):
+        return _invalid("it is from another issuer")
+    return _invalid("its claims cannot be read")
 
 
-def _user(value: str | None, name: str) -> str | None:
-    if value is None:
-        return None
-    try:
-        return check_user_id(value, name)
-    except InvalidId as error:
-        raise ClientError(400, "invalid_id", str(error)) from None
+def _expired() -> ClientError:
+    return ClientError(401, "token_expired", "the token has expired or is not valid yet; get a new one")
 
 
-def _tier(value: str | None, name: str) -> str:
-    if value not in TIERS:
-        shown = "is needed" if value is None else f"is {ascii(value)[:60]}, which is no tier"
-        raise ClientError(400, "unknown_tier", f"{name} {shown}; tiers are {', '.join(TIERS)}")
-    return value
-
-
-def _agents(claims: dict[str, Any]) -> tuple[str, ...] | None:
-    agents = claims.get("agents")
-    if agents is None:
-        return None
-    if not isinstance(agents, list) or not all(isinstance(agent, str) for agent in agents):
-        raise ClientError(401, "token_invalid", "the token's agents is not a list of texts")
-    return tuple(agents)
-
-
-def issue_token(
-    settings: Settings,
-    now: float,
-    *,
-    tenant_id: str,
-    tier: str,
-    session_id: str | None = None,
-    user_id: str | None = None,
-    agents: list[str] | None = None,
-    ttl_s: int = 86_400,
-) -> str:
-    """A token that the pods of the same settings accept.
-
-    Raises:
-        ConfigurationError: there is no usable JWT_SECRET.
-        InvalidId: an id is not valid.
-    """
-    secret = _usable_secret(settings)
-    claims: dict[str, Any] = {
-        "tenant_id": check_id(tenant_id, "tenant"),
-        "tenant_tier": tier,
-        "iat": int(now),
-        "exp": int(now) + ttl_s,
-    }
-    if session_id is not None:
-        claims["session_id"] = check_id(session_id, "session")
-    if user_id is not None:
-        claims["sub"] = check_user_id(user_id, "user")
-    if agents is not None:
-        claims["agents"] = agents
-    if settings.jwt_audience:
-        claims["aud"] = settings.jwt_audience
-    if settings.jwt_issuer:
-        claims["iss"] = settings.jwt_issuer
-    return jwt.encode(claims, secret, algorithm=ALGORITHM)
-
-
-def _usable_secret(settings: Settings) -> str:
-    if len(settings.jwt_secret.encode()) < _MIN_SECRET_BYTES:
-        raise ConfigurationError(
-            f"tokens need ORCHESTRATOR_JWT_SECRET with {_MIN_SECRET_BYTES} bytes or more"
-        )
-    return settings.jwt_secret
+def _invalid(reason: str) -> ClientError:
+    return ClientError(401, "token_invalid", f"the token is not valid: {reason}")

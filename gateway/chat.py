@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
@@ -9,8 +10,8 @@ from uuid import UUID
 import msgspec
 
 from backplane.settings import Settings
-from gateway.auth import Identity
 from gateway.errors import ClientError
+from gateway.identity import Identity
 
 CONTEXT_TYPES = ("agent", "workflow", "collection")
 
@@ -42,12 +43,35 @@ class Context(NamedTuple):
     headers: dict[str, str] = {}  # noqa: RUF012  # a NamedTuple's default; never written to
 
 
-def decode_body(raw: bytes) -> ChatBody:
+def check_depth(raw: bytes, most: int) -> None:
+    """Refuse JSON that is nested too deeply: whoever reads it after us may do so with a stack.
+
+    Raises:
+        ClientError: 422.
+    """
+    if raw.count(b"[") + raw.count(b"{") <= most:
+        return
+    depth = 0
+    for match in _STRUCTURE.finditer(raw):
+        sign = match[0]
+        depth += (sign in b"[{") - (sign in b"]}")
+        if depth > most:
+            raise ClientError(422, "invalid_field", f"the JSON is nested deeper than {most} levels")
+
+
+_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+
+def decode_body(raw: bytes, depth: int = 32) -> ChatBody:
     """Read a chat message.
+
+    Args:
+        depth: levels of nesting that it may have.
 
     Raises:
         ClientError: 400 not JSON, 422 a field is wrong.
     """
+    check_depth(raw, depth)
     try:
         return _decode(raw)
     except msgspec.ValidationError as error:

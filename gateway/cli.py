@@ -57,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     token = _command(commands, "token", _token, "print a development token")
-    token.add_argument("--tenant", required=True)
+    token.add_argument("--tenant", required=True, help="* for an operator's")
     token.add_argument("--tier", choices=TIERS, default="free")
-    token.add_argument("--session")
+    token.add_argument("--session", action="append", help="that it allows; web-* for all that begin so")
     token.add_argument("--user")
     token.add_argument(
         "--agent", action="append", help="an agent that it allows (repeat for more; default any)"
     )
+    token.add_argument("--scope", action="append", help="chat, listen, broadcast, admin, stats (repeat)")
     token.add_argument("--ttl-s", type=int, default=86_400, help="lifetime in seconds (default a day)")
 
     chat = _command(commands, "chat", _chat, "talk to an agent from the terminal")
@@ -151,7 +152,7 @@ def _demo_agent(arguments: argparse.Namespace) -> int:
 
 
 def _token(arguments: argparse.Namespace) -> int:
-    from gateway.auth import issue_token
+    from gateway.tokens import issue_token
 
     print(
         issue_token(
@@ -159,9 +160,10 @@ def _token(arguments: argparse.Namespace) -> int:
             time.time(),
             tenant_id=arguments.tenant,
             tier=arguments.tier,
-            session_id=arguments.session,
+            sessions=arguments.session or (),
             user_id=arguments.user,
-            agents=arguments.agent,
+            agents=arguments.agent or (),
+            scopes=arguments.scope or (),
             ttl_s=arguments.ttl_s,
         )
     )
@@ -195,10 +197,10 @@ def _chat(arguments: argparse.Namespace) -> int:
 
 
 def _own_token(loaded: settings.Settings, arguments: argparse.Namespace) -> str:
-    from gateway.auth import issue_token
+    from gateway.tokens import issue_token
 
     return issue_token(
-        loaded, time.time(), tenant_id=arguments.tenant, tier=arguments.tier, session_id=arguments.session
+        loaded, time.time(), tenant_id=arguments.tenant, tier=arguments.tier, sessions=[arguments.session]
     )
 
 
@@ -221,12 +223,18 @@ def _check_config(arguments: argparse.Namespace) -> int:
         print(settings.reference(), end="")
         return 0
     from backplane.redis_client import parse_redis_url
+    from gateway.access import AgentAccess
+    from gateway.addresses import Proxies
     from gateway.auth import Authenticator
+    from gateway.origins import Origins
     from gateway.server import check_exposure
 
     loaded = _settings(arguments)
     parse_redis_url(loaded.redis_url)
     Authenticator(loaded)
+    AgentAccess(loaded, log.get_logger())
+    Origins(loaded.allowed_origins)
+    Proxies(loaded.trusted_proxies)
     check_exposure(loaded)
     for row in dataclasses.fields(loaded):
         value = getattr(loaded, row.name)

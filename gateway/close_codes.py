@@ -21,6 +21,8 @@ class CloseCode(IntEnum):
     """Come back: nothing was heard of the socket for two heartbeats."""
     REPLACED = 4003
     """Don't: a newer connection of the session took over (SESSION_POLICY=replace)."""
+    RATE_LIMITED = 4029
+    """Come back after the time told: too many messages, and more after being told so."""
     BAD_TOKEN = 4501
     """Don't, without a new token: it is missing, bad or expired."""
     FORBIDDEN = 4503

@@ -13,14 +13,15 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, cast
 
 from gateway import frames
-from gateway.auth import Identity
 from gateway.close_codes import CloseCode
 from gateway.feed import Feed
+from gateway.identity import Identity
 
 if TYPE_CHECKING:
     from gateway.websocket_endpoint import WebSocketEndpoint
 
 _CLOSE_HANDSHAKE_S = 5.0  # RFC 6455, 7.1.1: the client's Close is awaited, but not for ever
+_REFUSED_S = 1.0  # and hardly at all of who was not let in
 
 
 class State(IntEnum):
@@ -45,11 +46,15 @@ class Connection(asyncio.Protocol):
         "_slow_timer",
         "_transport",
         "acked",
+        "address",
+        "admitted",
         "bad_frames",
         "behind",
         "connection_id",
+        "counted",
         "expires",
         "feed",
+        "full_at",
         "generation",
         "heard",
         "identity",
@@ -58,6 +63,9 @@ class Connection(asyncio.Protocol):
         "since",
         "slot",
         "state",
+        "strikes",
+        "struck_at",
+        "token_ends",
         "wants_chunks",
     )
 
@@ -81,6 +89,13 @@ class Connection(asyncio.Protocol):
         self.slot = -1
         self.expires = 0  # the wheel's tick from which on it is asked to reconnect; 0: never
         self.since = 0  # when it was accepted, seconds since 1970
+        self.address: str | None = None  # by which it is counted
+        self.admitted = False  # counted on this pod
+        self.counted = False  # counted on all pods
+        self.token_ends = 0  # the second in which `gateway.expiry` looks at it
+        self.full_at = 0.0  # see `gateway.pace`
+        self.strikes = 0  # messages over a rate limit, one after the other
+        self.struck_at = 0.0
         self.bad_frames = 0
         self.in_flight = 0
 
@@ -140,6 +155,12 @@ class Connection(asyncio.Protocol):
         self._slow_timer = self._close_timer = None
         self._transport = None
         self._endpoint.on_gone(self)
+
+    @property
+    def peer(self) -> str | None:
+        """The address at the other end; None if it has none."""
+        name = None if self._transport is None else self._transport.get_extra_info("peername")
+        return name[0] if isinstance(name, tuple) else None
 
     # Opening.
 
@@ -213,6 +234,10 @@ class Connection(asyncio.Protocol):
     def retire(self, reason: str) -> None:
         self._endpoint.retire(self, reason)
 
+    def renew(self, identity: Identity) -> None:
+        """Go on under a new token."""
+        self._endpoint.renew(self, identity)
+
     # Closing.
 
     def close(self, code: int, reason: str) -> None:
@@ -235,7 +260,8 @@ class Connection(asyncio.Protocol):
         transport.write(frames.encode_close(code, reason))
         self.state = State.CLOSING
         # Also where the client's Close has come already: what it does not read keeps the transport open.
-        self._close_timer = asyncio.get_running_loop().call_later(_CLOSE_HANDSHAKE_S, self._abort)
+        patience_s = _CLOSE_HANDSHAKE_S if self.slot >= 0 else _REFUSED_S
+        self._close_timer = asyncio.get_running_loop().call_later(patience_s, self._abort)
 
     def drop(self) -> None:
         """Close the transport when it has sent what it holds."""

@@ -4,27 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
 
 from backplane.errors import InvalidId
 from backplane.keys import check_id
 from backplane.log import Logger
 from backplane.settings import Settings
 from gateway import outgoing, protocol
-from gateway.auth import Identity
+from gateway.auth import Authenticator
 from gateway.chat import Context
 from gateway.close_codes import CloseCode
 from gateway.connection import Connection
 from gateway.errors import ClientError
 from gateway.frames import Binary, TooLarge
+from gateway.identity import Identity, renewed
+from gateway.pace import take
 from gateway.sender import Sender
+
+_FORGIVEN_S = 30.0  # since the last message over a limit
 
 
 class Conversation:
-    """Handles the messages of all sockets of a pod."""
+    """Handles the messages of all sockets of a pod.
 
-    def __init__(self, settings: Settings, sender: Sender, log: Logger) -> None:
+    Args:
+        refused: counts what clients are told they may not do, by error code.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        sender: Sender,
+        refused: Counter[str],
+        log: Logger,
+    ) -> None:
         self._settings = settings
+        self._authenticator = authenticator
         self._sender = sender
+        self._refused = refused
         self._log = log
         self._sends: set[asyncio.Task[None]] = set()
 
@@ -36,15 +56,28 @@ class Conversation:
     def on_text(self, connection: Connection, data: bytes) -> None:
         """Deal with one text message; whatever is wrong with it is answered."""
         try:
-            message = protocol.parse(data)
+            self._pace(connection)
+            message = protocol.parse(data, self._settings.json_depth_max)
             if isinstance(message, protocol.Chat):
                 self._chat(connection, message)
+            elif isinstance(message, protocol.Auth):
+                self._begin(connection, message.ref, self._renew(connection, message))
             elif isinstance(message, protocol.Ping):
                 _answer(connection, "pong", message.ref)
             elif isinstance(message, protocol.Ack):
                 self._ack(connection, message)
         except ClientError as error:
-            _tell(connection, error)
+            self._tell(connection, error)
+
+    def _pace(self, connection: Connection) -> None:
+        per_s = self._settings.messages_per_s
+        if not per_s:
+            return
+        now, burst = asyncio.get_running_loop().time(), self._settings.messages_burst
+        connection.full_at, wait_s = take(connection.full_at, now, per_s, burst)
+        if wait_s:
+            detail = f"more than {per_s} messages a second; this one was ignored"
+            raise ClientError(429, "rate_limited", detail, retry_after_s=wait_s, limit="messages")
 
     def on_bad_frame(self, connection: Connection, event: Binary | TooLarge) -> None:
         """Deal with a message that was skipped; a client that keeps sending such is not worth a socket."""
@@ -54,7 +87,7 @@ class Conversation:
             most = self._settings.message_max_bytes
             detail = f"a message of {event.size} bytes was ignored; the limit is {most}"
             error = ClientError(413, "message_too_large", detail)
-        _tell(connection, error)
+        self._tell(connection, error)
         connection.bad_frames += 1
         if connection.bad_frames >= self._settings.bad_frames_max:
             connection.close(CloseCode.BAD_FRAME, "too many binary or too large messages")
@@ -73,36 +106,72 @@ class Conversation:
         identity = connection.identity
         assert identity is not None
         try:
+            self._authenticator.check(identity.grant)  # the token may have ended since the socket was opened
             context = Context(_agent_of(message, identity), headers={"X-Request-Source": "websocket"})
         except ClientError as error:
             raise protocol.BadMessage(error, message.ref) from None
+        self._begin(connection, message.ref, self._send(identity, context, message))
+
+    async def _send(self, identity: Identity, context: Context, message: protocol.Chat) -> dict[str, Any]:
+        accepted = await self._sender.send(identity, context, message)
+        return accepted.answer
+
+    # auth
+
+    async def _renew(self, connection: Connection, message: protocol.Auth) -> dict[str, Any]:
+        grant = await self._authenticator.grant(message.token)
+        if connection.identity is not None and connection.attached:
+            connection.renew(renewed(connection.identity, grant))
+        return {"token_expires_at": grant.expires_at}
+
+    # What needs Redis or others.
+
+    def _begin(
+        self, connection: Connection, ref: protocol.Ref | None, work: Coroutine[Any, Any, dict[str, Any]]
+    ) -> None:
         most = self._settings.sends_in_flight_max
         if connection.in_flight >= most:
+            work.close()
             detail = f"{most} messages wait for their ack already"
-            raise protocol.BadMessage(
-                ClientError(429, "too_many_in_flight", detail, retry_after_s=1), message.ref
-            )
+            raise protocol.BadMessage(ClientError(429, "too_many_in_flight", detail, retry_after_s=1), ref)
         connection.in_flight += 1
-        task = asyncio.create_task(self._send(connection, identity, context, message))
+        task = asyncio.create_task(self._do(connection, ref, work))
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 
-    async def _send(
-        self, connection: Connection, identity: Identity, context: Context, message: protocol.Chat
+    async def _do(
+        self, connection: Connection, ref: protocol.Ref | None, work: Coroutine[Any, Any, dict[str, Any]]
     ) -> None:
         try:
-            accepted = await self._sender.send(identity, context, message)
+            answer = await work
         except ClientError as error:
-            _tell(connection, error, message.ref)
+            self._tell(connection, error, ref)
         except Exception:  # noqa: BLE001  # a task's boundary: the client is told, the traceback is logged
-            self._log.exception("send_failed", session_id=identity.session_id)
+            self._log.exception("message_failed", connection_id=connection.connection_id)
             detail = "a mistake of ours; it has been logged"
-            _tell(connection, ClientError(500, "internal_error", detail), message.ref)
+            self._tell(connection, ClientError(500, "internal_error", detail), ref)
         else:
-            if message.ref is not None:
-                _answer(connection, "ack", message.ref, accepted)
+            if ref is not None:
+                _answer(connection, "ack", ref, answer)
         finally:
             connection.in_flight -= 1
+
+    def _tell(self, connection: Connection, error: ClientError, ref: protocol.Ref | None = None) -> None:
+        self._refused[error.error_code] += 1
+        if connection.identity is not None:
+            connection.write(outgoing.error(connection.identity, time.time(), error, ref))
+        if error.error_code == "rate_limited":
+            self._strike(connection)
+
+    def _strike(self, connection: Connection) -> None:
+        """Close the socket of a client that goes on although it was told to wait."""
+        now = asyncio.get_running_loop().time()
+        connection.strikes = connection.strikes + 1 if now - connection.struck_at < _FORGIVEN_S else 1
+        connection.struck_at = now
+        if connection.strikes >= self._settings.rate_limit_patience:
+            connection.close(
+                CloseCode.RATE_LIMITED, "over a rate limit, again and again; wait before you return"
+            )
 
 
 def _agent_of(message: protocol.Chat, identity: Identity) -> str:
@@ -124,8 +193,3 @@ def _answer(
 ) -> None:
     if connection.identity is not None:
         connection.write(outgoing.answer(connection.identity, time.time(), kind, ref, data or {}))
-
-
-def _tell(connection: Connection, error: ClientError, ref: protocol.Ref | None = None) -> None:
-    if connection.identity is not None:
-        connection.write(outgoing.error(connection.identity, time.time(), error, ref))

@@ -18,17 +18,19 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from backplane.errors import ConfigurationError, OrchestratorError
 from backplane.settings import ENV_PREFIX, Settings, load
-from gateway.auth import issue_token
+from gateway.identity import OPERATOR
 from gateway.server import check_exposure
+from gateway.tokens import issue_token
 
 _START_TIMEOUT_S = 30.0
+_TIER = "professional"  # of the demo tenant: the tier free has 10 sends a minute
 _STOP_TIMEOUT_S = 15.0
 _RESTART_PAUSE_S = 0.5
 _POLL_S = 0.1
@@ -137,8 +139,13 @@ class _Dev:
                 child.start()
 
     def _all_ready(self) -> bool:
+        settings = self._settings
+        token = _token(settings, tenant_id=OPERATOR, scopes=["stats"])
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        port = settings.admin_port or settings.port
+        request = urllib.request.Request(f"http://{settings.host}:{port}/ws/stats", headers=headers)
         try:
-            with urllib.request.urlopen(f"{self.url}/ws/stats", timeout=1) as answer:
+            with urllib.request.urlopen(request, timeout=1) as answer:
                 pods = json.load(answer)["pods"]
         except (urllib.error.URLError, OSError, ValueError):
             return False
@@ -175,7 +182,7 @@ def run_dev(environ: Mapping[str, str], flags: Mapping[str, str | None], *, pods
             signal.signal(number, _stop_once)
         try:
             dev.start()
-            token = _token(settings)
+            token = _token(settings, tenant_id="demo", scopes=["chat", "listen", "stats"])
             _leave_state(dev.url, token)
             redis_url = variables[f"{ENV_PREFIX}REDIS_URL"] if valkey is not None else None
             print(_greeting(dev, token, redis_url, time.monotonic() - began), flush=True)
@@ -248,10 +255,10 @@ def _wait_port(valkey: _Child) -> None:
     raise DevError("the embedded Valkey did not start; name a Redis with ORCHESTRATOR_REDIS_URL instead")
 
 
-def _token(settings: Settings) -> str | None:
+def _token(settings: Settings, *, tenant_id: str, scopes: Sequence[str] = ()) -> str | None:
     if settings.auth == "none":
         return None
-    return issue_token(settings, time.time(), tenant_id="demo", tier="free")
+    return issue_token(settings, time.time(), tenant_id=tenant_id, tier=_TIER, scopes=scopes)
 
 
 def _leave_state(url: str, token: str | None) -> None:
@@ -292,9 +299,10 @@ def _greeting(dev: _Dev, token: str | None, embedded: str | None, took_s: float)
         "",
         "Try, in another terminal:",
         f'  {orchestrator} chat "hello"',
-        f"  curl {dev.url}/ws/stats",
-        f"  {f'TOKEN={token}; ' if token else ''}curl {dev.url}/api/chat/send{authorization} \\",
-        "       -H 'X-Tenant-ID: demo' -H 'X-Tenant-Tier: free' -H 'X-Session-ID: terminal' \\",
+        *([f"  TOKEN={token}"] if token else []),
+        f"  curl {dev.url}/ws/stats{authorization}",
+        f"  curl {dev.url}/api/chat/send{authorization} \\",
+        f"       -H 'X-Tenant-ID: demo' -H 'X-Tenant-Tier: {_TIER}' -H 'X-Session-ID: terminal' \\",
         "       -H 'X-Agent-ID: demo' -d '{\"message\": \"hello\"}'",
         f"  {orchestrator} dead-letters list" + (f" --redis-url {embedded}" if embedded else ""),
         f"  kill -9 {pod.process.pid}    # a pod; a chat goes on over the other, and the pod comes back",

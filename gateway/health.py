@@ -22,6 +22,7 @@ class Health:
         commands: through which it publishes.
         channel: the name of the pod's n-th own channel.
         interval_s: time between probes.
+        unable: why the pod cannot let anybody in, whatever gets through it; None if it can.
 
     Attributes:
         draining: whether the pod is about to stop.
@@ -30,9 +31,15 @@ class Health:
     """
 
     def __init__(
-        self, feed: Store, commands: Store, channel: Callable[[int], str], interval_s: float
+        self,
+        feed: Store,
+        commands: Store,
+        channel: Callable[[int], str],
+        interval_s: float,
+        unable: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._commands = commands
+        self._unable = unable
         self.draining = False
         self.given_up: set[Link] = set()
         self._feed = feed
@@ -47,7 +54,7 @@ class Health:
 
     def problem(self) -> str | None:
         """Why the pod is not ready; None if it is."""
-        return "draining" if self.draining else self.deafness()
+        return "draining" if self.draining else self.deafness() or self._unable()
 
     def deafness(self) -> str | None:
         """Why messages do not get through this pod; None if they do."""

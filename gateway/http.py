@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ from starlette.responses import Response
 
 from backplane.errors import RedisUnavailable
 from backplane.log import get_logger
+from backplane.settings import Settings
 from gateway.errors import ClientError, redis_unavailable
 from gateway.problem import MEDIA_TYPE, problem_body, problem_headers
 
@@ -20,38 +23,49 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
-def json_response(data: Any, status: int = 200) -> Response:
+def json_response(data: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> Response:
     """An answer in JSON."""
-    return Response(msgspec.json.encode(data), status, media_type="application/json")
+    return Response(msgspec.json.encode(data), status, headers=dict(headers), media_type="application/json")
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of an ``Authorization: Bearer`` header.
+
+    Raises:
+        ClientError: 400, the header is given twice: two readers could take two tokens from that.
+    """
+    given = request.headers.getlist("authorization")
+    if len(given) > 1:
+        raise ClientError(400, "bad_request", "the header authorization is given twice")
+    scheme, _, credentials = (given[0] if given else "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" and credentials else None
 
 
 def problem_response(error: ClientError) -> Response:
     """An answer that says what is wrong (RFC 9457)."""
-    body = problem_body(error.status, error.error_code, error.detail)
+    body = problem_body(error.status, error.error_code, error.detail, error.limit)
     return Response(body, error.status, headers=dict(problem_headers(error)), media_type=MEDIA_TYPE)
 
 
-async def read_body(request: Request, most: int) -> bytes:
+async def read_body(request: Request, settings: Settings) -> bytes:
     """A request's body.
 
-    Args:
-        most: bytes it may have.
-
     Raises:
-        ClientError: 413.
+        ClientError: 413 too large, 408 too slow, 415 compressed: what it grows to is not known before.
     """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise ClientError(413, "message_too_large", f"the body is over the limit of {most} bytes")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ClientError(415, "unsupported_encoding", "send the body as it is, without Content-Encoding")
+    most, body = settings.message_max_bytes, bytearray()
+    try:
+        async with asyncio.timeout(settings.request_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > most:
+                    raise ClientError(413, "message_too_large", f"the body is over the limit of {most} bytes")
+    except TimeoutError:
+        detail = f"the body did not come within {settings.request_timeout_s:g} s"
+        raise ClientError(408, "request_timeout", detail) from None
     return bytes(body)
-
-
-async def on_client_error(_request: Request, error: Exception) -> Response:
-    """Starlette's handler for `ClientError`."""
-    assert isinstance(error, ClientError)
-    return problem_response(error)
 
 
 async def on_redis_unavailable(_request: Request, _error: Exception) -> Response:
@@ -74,9 +88,23 @@ async def on_mistake(request: Request, error: Exception) -> Response:
     return problem_response(ClientError(500, "internal_error", "a mistake of ours; it has been logged"))
 
 
-EXCEPTION_HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
-    ClientError: on_client_error,
-    RedisUnavailable: on_redis_unavailable,
-    HTTPException: on_http_exception,
-    Exception: on_mistake,
-}
+def exception_handlers(
+    refused: Counter[str],
+) -> dict[Any, Callable[[Request, Exception], Awaitable[Response]]]:
+    """Starlette's handlers.
+
+    Args:
+        refused: counts what clients are told they may not do, by error code.
+    """
+
+    async def on_client_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, ClientError)
+        refused[error.error_code] += 1
+        return problem_response(error)
+
+    return {
+        ClientError: on_client_error,
+        RedisUnavailable: on_redis_unavailable,
+        HTTPException: on_http_exception,
+        Exception: on_mistake,
+    }

@@ -16,10 +16,37 @@ from gateway.problem import problem_body
 MAX_HEAD_BYTES = 16 * 1024
 
 
+class HalfOpen:
+    """The connections of a pod whose request head is not complete: the oldest has to go for one too many.
+
+    So whoever opens connections and says nothing cannot keep out those who have something to say.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: dict[BoundedHttpProtocol, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, connection: BoundedHttpProtocol) -> None:
+        """A head is awaited."""
+        self._waiting[connection] = None
+        if len(self._waiting) > self._most:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.transport.abort()
+
+    def discard(self, connection: BoundedHttpProtocol) -> None:
+        """It is awaited no more."""
+        self._waiting.pop(connection, None)
+
+
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One HTTP connection; ``head_timeout_s`` is set on a subclass (see `bounded_protocol`)."""
+    """One HTTP connection; the class attributes are set on a subclass (see `bounded_protocol`)."""
 
     head_timeout_s = 10.0
+    half_open = HalfOpen(10_000)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,15 +98,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def _arm(self) -> None:
+        self.half_open.add(self)
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_late)
 
     def _disarm(self) -> None:
+        self.half_open.discard(self)
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
     def _too_late(self) -> None:
-        self._head_timer = None
+        self._disarm()
         if not self.transport.is_closing():
             self._refuse(408, f"the request's head did not come within {self.head_timeout_s:g} s")
 
@@ -88,10 +117,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def bounded_protocol(head_timeout_s: float) -> type[BoundedHttpProtocol]:
+def bounded_protocol(head_timeout_s: float, half_open_max: int = 10_000) -> type[BoundedHttpProtocol]:
     """The protocol class for a server.
 
     Args:
         head_timeout_s: time in which a request's head has to come, from connecting or from its first byte.
+        half_open_max: connections whose heads may be awaited at the same time.
     """
-    return type("HttpProtocol", (BoundedHttpProtocol,), {"head_timeout_s": head_timeout_s})
+    limits = {"head_timeout_s": head_timeout_s, "half_open": HalfOpen(half_open_max)}
+    return type("HttpProtocol", (BoundedHttpProtocol,), limits)

@@ -60,7 +60,12 @@ class Hub:
     # Sockets come and go.
 
     async def attach(
-        self, session: str, socket: Subscriber, cursor: Position | None, greet: Callable[[Resumed], bool]
+        self,
+        session: str,
+        socket: Subscriber,
+        cursor: Position | None,
+        greet: Callable[[Resumed], bool],
+        user: str = "",
     ) -> Feed | None:
         """Put a socket on its session and send it what it lacks.
 
@@ -69,18 +74,20 @@ class Hub:
             socket: must not be used before ``greet`` is called.
             cursor: what the client has; None for what no socket has been sent.
             greet: called once, right before the first message is written; False if the socket has gone.
+            user: see `SessionLog.resume`.
 
         Returns:
             The session's feed, None if the socket has gone.
 
         Raises:
             RedisUnavailable: nothing was attached.
+            NotYours: likewise; the session belongs to another user.
         """
         feed = self._feed(session.encode())
         group = CatchUp([], Position("", 0))
         feed.catching.append(group)  # from here on live messages are kept aside
         try:
-            resumed = await self._session_log.resume(session, cursor)
+            resumed = await self._session_log.resume(session, cursor, user)
             epoch = resumed.page.epoch
             socket.seq = resumed.start
             socket.generation = resumed.generation

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from backplane.messages import Message, timestamp, to_json, with_position
 from backplane.position import Batch
-from gateway.auth import Identity
 from gateway.errors import ClientError
 from gateway.frames import encode_text
+from gateway.identity import Identity
 from gateway.protocol import BadMessage, Kind, Ref
 
 
@@ -54,7 +55,9 @@ def error(identity: Identity | None, now: float, problem: ClientError, ref: Ref 
         "metadata": {},
     }
     if problem.retry_after_s is not None:
-        data["retry_after_ms"] = problem.retry_after_s * 1000
+        data["retry_after_ms"] = ceil(problem.retry_after_s * 1000)
+    if problem.limit is not None:
+        data["limit"] = problem.limit
     return answer(identity, now, "error", ref, data)
 
 

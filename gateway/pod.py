@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
+from backplane.connection_counts import ConnectionCounts
 from backplane.errors import RedisUnavailable
 from backplane.link import Link
 from backplane.log import get_logger
 from backplane.open_store import open_store
 from backplane.ownership import Ownership
 from backplane.presence import MISSED_BEATS, Presence, Summary
+from backplane.rate_limiter import RateLimiter
 from backplane.redis_client import parse_redis_url
 from backplane.router.app import member_id
 from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
+from gateway.access import AgentAccess
+from gateway.admission import Admission
 from gateway.auth import Authenticator
 from gateway.connection import Connection
 from gateway.conversation import Conversation
 from gateway.drain import close_paced, pause, unless
+from gateway.enforcement import Enforcement
 from gateway.health import Health
 from gateway.hub import Hub
+from gateway.origins import Origins
 from gateway.sender import Sender
 from gateway.websocket_endpoint import WebSocketEndpoint
 
@@ -67,7 +74,8 @@ class Pod:
         self.id = member_id()
         self.log = get_logger(process="pod", pod_id=self.id)
         self.keys = settings.keys()
-        self.authenticator = Authenticator(settings)
+        self.refused = Counter[str]()  # what clients were told they may not do, by error code
+        self._background: set[asyncio.Task[None]] = set()
         target = parse_redis_url(settings.redis_url)
         self.redis_shown = target.shown
         timeout_s = settings.redis_timeout_s
@@ -76,7 +84,11 @@ class Pod:
             "orchestrator-pod-feed",
             timeout_s=timeout_s,
             on_push=self._on_push,
-            channels=lambda: (*self.health.probes.names(), *self.hub.channels()),
+            channels=lambda: (
+                *self.health.probes.names(),
+                *self.enforcement.channels,
+                *self.hub.channels(),
+            ),
             on_change=self._on_feed_change,
             on_failure=self._on_failure,
             on_moved=self._check_soon,
@@ -88,28 +100,40 @@ class Pod:
             on_change=self._on_command_change,
             on_failure=self._on_failure,
         )
+        self.enforcement = Enforcement(self.commands, self.keys, lambda: self.sockets, self._spawn, self.log)
+        self.authenticator = Authenticator(settings, self.enforcement.revoked, self.log)
         self.session_log = SessionLog(self.feed, self.commands, self.keys, settings)
         self.health = Health(
             self.feed,
             self.commands,
             lambda number: self.keys.pod_channel(self.id, number),
             settings.probe_interval_s,
+            self.authenticator.problem,
         )
-        self.hub = Hub(self.feed, self.session_log, self.log, self.health.heard)
+        self.hub = Hub(self.feed, self.session_log, self.log, self._heard)
         self.queue = TaskQueue(self.commands, settings.actions_queue_max)
-        self.sender = Sender(settings, self.keys, self.session_log, self.queue)
-        self.conversation = Conversation(settings, self.sender, self.log)
-        ttl_ms = int(settings.presence_interval_s * MISSED_BEATS * 1000)
-        self.ownership = Ownership(self.commands, self.keys, self.id, ttl_ms, self.log)
+        self.origins = Origins(settings.allowed_origins)
+        limiter = RateLimiter(self.commands, self.keys)
+        access = AgentAccess(settings, self.log)
+        self.sender = Sender(settings, self.keys, self.session_log, self.queue, limiter, access)
+        self.conversation = Conversation(settings, self.authenticator, self.sender, self.refused, self.log)
+        lease_s = settings.presence_interval_s * MISSED_BEATS
+        self.ownership = Ownership(self.commands, self.keys, self.id, int(lease_s * 1000), self.log)
+        self.counts = ConnectionCounts(
+            self.commands, self.keys, self.id, lease_s, self.log, self._rewrite_counts
+        )
         self.sockets = WebSocketEndpoint(
             settings,
             self.keys,
             self.authenticator,
+            Admission(settings, self.counts, limiter, time.monotonic),
+            self.origins,
             self.session_log,
             self.hub,
             self.conversation,
             self.ownership,
             self.health,
+            self.refused,
             self.log,
         )
         self.presence = Presence(
@@ -122,7 +146,6 @@ class Pod:
             renew=self.ownership.keys,
             on_forgotten=self.sockets.rewrite_ownership,
         )
-        self._background: set[asyncio.Task[None]] = set()
         self._checking: asyncio.Task[None] | None = None
         self._check_again = False
 
@@ -138,6 +161,7 @@ class Pod:
             "delivered": self.hub.delivered,
             "gaps": self.hub.gaps,
             "sends_accepted": self.sender.accepted,
+            "refused": dict(self.refused),
         }
 
     def tasks(self) -> dict[str, Any]:
@@ -151,6 +175,10 @@ class Pod:
             "marks": self._mark_forever(),
             "positions": self._check_forever(),
             "deafness": self._watch_deafness(),
+            "expiries": self.sockets.expiries.run(),
+            "revocations": self.enforcement.revocations.run(),
+            "counts": self.counts.run(),
+            **self.authenticator.tasks(),
         }
 
     async def drain(self, hurry: asyncio.Event, *, by_hand: bool = False) -> None:
@@ -179,7 +207,10 @@ class Pod:
 
     async def leave(self) -> None:
         """Tell the cluster that the pod is gone; last of all, as a beat behind it would enter it again."""
-        await self._say_last("left_without_goodbye", self.presence.leave())
+        await self._say_last("left_without_goodbye", self._say_goodbye())
+
+    async def _say_goodbye(self) -> None:
+        await asyncio.gather(self.presence.leave(), self.counts.left())
 
     async def _say_last(self, event: str, words: Coroutine[Any, Any, None]) -> None:
         try:
@@ -193,6 +224,13 @@ class Pod:
 
     def _on_push(self, push: list[Any]) -> None:
         self.hub.on_push(push)
+
+    def _heard(self, channel: bytes, payload: bytes) -> None:
+        if not self.enforcement.heard(channel, payload):
+            self.health.heard(channel, payload)
+
+    async def _rewrite_counts(self) -> None:
+        await self.sockets.rewrite_counts()
 
     def _on_feed_change(self, link: Link, up: bool) -> None:
         self._say(up, "subscriptions", link)
@@ -211,6 +249,7 @@ class Pod:
     async def _enter_again(self) -> None:
         try:
             await self.sockets.rewrite_ownership()
+            await self.sockets.rewrite_counts()
             await self.presence.beat()
         except RedisUnavailable:
             pass  # it went away again; the next connect does this again

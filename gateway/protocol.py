@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gateway.chat import ChatBody, invalid_field
+from gateway.chat import ChatBody, check_depth, invalid_field
 from gateway.errors import ClientError
 
 Ref = Annotated[str, msgspec.Meta(max_length=128)] | int
@@ -31,13 +31,20 @@ class Ack(msgspec.Struct, tag="ack"):
     ref: Ref | None = None
 
 
+class Auth(msgspec.Struct, tag="auth"):
+    """A new token in place of the one that the socket was opened with."""
+
+    token: Annotated[str, msgspec.Meta(min_length=1, max_length=8192)]
+    ref: Ref | None = None
+
+
 class Chat(ChatBody, tag="chat"):
     """The same as ``POST /api/chat/send``."""
 
     ref: Ref | None = None
 
 
-ClientMessage = Ping | Pong | Ack | Chat
+ClientMessage = Ping | Pong | Ack | Auth | Chat
 
 
 class _Head(msgspec.Struct):
@@ -55,24 +62,36 @@ class BadMessage(ClientError):
     """
 
     def __init__(self, error: ClientError, ref: Ref | None) -> None:
-        super().__init__(error.status, error.error_code, error.detail, retry_after_s=error.retry_after_s)
+        super().__init__(
+            error.status,
+            error.error_code,
+            error.detail,
+            retry_after_s=error.retry_after_s,
+            limit=error.limit,
+        )
         self.ref = ref
 
 
-TYPES = ("ping", "pong", "ack", "chat")
+TYPES = ("ping", "pong", "ack", "auth", "chat")
 
 _decode = msgspec.json.Decoder(ClientMessage).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
 
 
-def parse(data: bytes) -> ClientMessage:
+def parse(data: bytes, depth: int = 32) -> ClientMessage:
     """Read one message.
+
+    Args:
+        depth: levels of nesting that it may have.
 
     Raises:
         BadMessage: it is none that the server understands; the text says why.
     """
     try:
+        check_depth(data, depth)
         message: ClientMessage = _decode(data)
+    except ClientError as error:
+        raise BadMessage(error, None) from None
     except msgspec.ValidationError as error:
         raise _explain(data, error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from backplane.router.app import Router
 from backplane.settings import Settings
-from gateway.http import EXCEPTION_HANDLERS, json_response
+from gateway.http import exception_handlers, json_response
 from gateway.http_protocol import bounded_protocol
 from gateway.server import QuietServer, listening_socket
 
@@ -35,7 +36,7 @@ def build_health_app(router: Router) -> Starlette:
         return json_response({"router_id": router.id, "redis": router.redis_shown, **router.summary()})
 
     routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/health/detailed", detailed)]
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+    return Starlette(routes=routes, exception_handlers=exception_handlers(Counter()))
 
 
 def serve_health(settings: Settings, router: Router) -> dict[str, Coroutine[Any, Any, None]]:

@@ -10,22 +10,17 @@ from starlette.responses import Response
 from backplane.errors import InvalidId
 from backplane.keys import check_id
 from backplane.settings import Settings
-from gateway.auth import Authenticator, Stated
+from gateway.auth import Authenticator
 from gateway.chat import CONTEXT_TYPES, Context, decode_body
 from gateway.errors import ClientError
-from gateway.http import Endpoint, json_response, read_body
+from gateway.http import Endpoint, bearer_token, json_response, read_body
+from gateway.identity import Stated
 from gateway.sender import Sender
 
 _NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")
 _PASSED_ON = ("X-Request-Source", "X-Client-Version", "X-Conversation-ID", "X-User-ID")
 _MAX_HEADER = 256
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-
-
-def bearer_token(request: Request) -> str | None:
-    """The token of an ``Authorization: Bearer`` header."""
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" and credentials else None
 
 
 def stated(request: Request) -> Stated:
@@ -70,17 +65,18 @@ def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Send
     """The endpoint."""
 
     async def send(request: Request) -> Response:
-        identity = authenticator.identify(bearer_token(request), stated(request))
+        identity = await authenticator.identify(bearer_token(request), stated(request))
         if identity.agent_id is None:
             raise ClientError(400, "missing_id", "X-Agent-ID is needed")
         context = context_of(request, identity.agent_id)
-        body = decode_body(await read_body(request, settings.message_max_bytes))
+        body = decode_body(await read_body(request, settings), settings.json_depth_max)
         timeout = request.headers.get("X-Task-Timeout")
         if timeout is not None:
             if not re.fullmatch(r"[1-9][0-9]{0,6}", timeout):
                 raise ClientError(400, "invalid_field", "X-Task-Timeout must be whole seconds from 1")
             body.timeout = int(timeout)
-        return json_response(await sender.send(identity, context, body))
+        accepted = await sender.send(identity, context, body)
+        return json_response(accepted.answer, headers=accepted.headers)
 
     return send
 

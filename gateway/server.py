@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
 from backplane.errors import ConfigurationError
 from backplane.settings import Settings
 from backplane.supervise import calm_collector, run_until
-from gateway.app import build_app
+from gateway.app import build_admin_app, build_app
 from gateway.connection import Connection
 from gateway.http_protocol import bounded_protocol
 from gateway.pod import Pod
@@ -105,8 +106,11 @@ async def run_gateway(settings: Settings) -> int:
     """
     check_exposure(settings)
     pod = Pod(settings)
-    listening = listening_socket(settings.host, settings.port)
-    server = QuietServer(_config(pod))
+    servers = [QuietServer(_config(pod, build_app(pod)))]
+    listening = [listening_socket(settings.host, settings.port)]
+    if settings.admin_port:
+        servers.append(QuietServer(_config(pod, build_admin_app(pod))))
+        listening.append(listening_socket(settings.host, settings.admin_port))
     stopping = Stopping()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.on_signal, number)
@@ -118,16 +122,19 @@ async def run_gateway(settings: Settings) -> int:
 
     async def serve_http() -> None:
         try:
-            await server.serve(sockets=[listening])
+            async with asyncio.TaskGroup() as group:
+                for server, at in zip(servers, listening, strict=True):
+                    group.create_task(server.serve(sockets=[at]))
         finally:
             http_done.set()
 
     async def goodbye() -> None:
         # Only after the pod's own goodbye: until then /readyz says 503 and requests under way are answered.
         await pod.drain(stopping.hurry, by_hand=stopping.by_hand)
-        if stopping.hurry.is_set():
-            server.config.timeout_graceful_shutdown = _REQUESTS_IN_HURRY_S
-        server.should_exit = True
+        for server in servers:
+            if stopping.hurry.is_set():
+                server.config.timeout_graceful_shutdown = _REQUESTS_IN_HURRY_S
+            server.should_exit = True
         await http_done.wait()
         await pod.leave()
 
@@ -136,14 +143,14 @@ async def run_gateway(settings: Settings) -> int:
     return 0 if clean else 1
 
 
-def _config(pod: Pod) -> uvicorn.Config:
+def _config(pod: Pod, app: Starlette) -> uvicorn.Config:
     def new_connection(**_uvicorn: Any) -> Connection:
         return Connection(pod.sockets)
 
     return uvicorn.Config(
-        build_app(pod),
+        app,
         ws=new_connection,  # type: ignore[arg-type]  # it is only called
-        http=bounded_protocol(pod.settings.handshake_timeout_s),
+        http=bounded_protocol(pod.settings.handshake_timeout_s, pod.settings.half_open_max),
         lifespan="off",
         log_config=None,
         access_log=False,

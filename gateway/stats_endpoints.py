@@ -8,21 +8,21 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backplane.errors import InvalidId
-from backplane.keys import TIERS, check_id
-from backplane.ownership import tenant_connections
+from backplane.connection_counts import tenant_connections
+from backplane.keys import TIERS
 from backplane.presence import Summary, living
 from gateway.errors import ClientError
-from gateway.http import Endpoint, json_response
+from gateway.http import Endpoint, bearer_token, json_response
+from gateway.identity import check_scope, check_tenant
 from gateway.pod import Pod
 
 
 def ws_stats_endpoint(pod: Pod) -> Endpoint:
-    """``GET /ws/stats``; with ``?tenant_id=`` the connections of one tenant."""
+    """``GET /ws/stats``; with ``?tenant_id=``, or for a tenant's token, the connections of one tenant."""
 
     async def ws_stats(request: Request) -> Response:
+        tenant_id = await _whose(pod, request, request.query_params.get("tenant_id"))
         pods = await _pods(pod)
-        tenant_id = request.query_params.get("tenant_id")
         if tenant_id is not None:
             return json_response(await _of_tenant(pod, sorted(pods), tenant_id))
         return json_response(
@@ -36,17 +36,20 @@ def ws_stats_endpoint(pod: Pod) -> Endpoint:
     return ws_stats
 
 
+async def _whose(pod: Pod, request: Request, tenant_id: str | None) -> str | None:
+    grant = await pod.authenticator.grant(bearer_token(request))
+    check_scope(grant, "stats")
+    return check_tenant(grant, tenant_id)
+
+
 async def _pods(pod: Pod) -> dict[str, Summary]:
     """What the pods said with their last heartbeat, and this one says now."""
     return {**await living(pod.commands, pod.keys, "pods"), pod.id: pod.summary()}
 
 
 async def _of_tenant(pod: Pod, pod_ids: list[str], tenant_id: str) -> dict[str, Any]:
-    try:
-        check_id(tenant_id, "tenant_id")
-    except InvalidId as error:
-        raise ClientError(400, "invalid_id", str(error)) from None
-    counts = await tenant_connections(pod.commands, pod.keys, pod_ids, tenant_id)
+    found = await tenant_connections(pod.commands, pod.keys, tenant_id)
+    counts = {pod_id: found.get(pod_id, 0) for pod_id in pod_ids}
     return {
         "tenant_id": tenant_id,
         "connections": sum(counts.values()),
@@ -56,9 +59,11 @@ async def _of_tenant(pod: Pod, pod_ids: list[str], tenant_id: str) -> dict[str, 
 
 
 def chat_stats_endpoint(pod: Pod) -> Endpoint:
-    """``GET /api/chat/stats``."""
+    """``GET /api/chat/stats``: of the whole cluster, so for no tenant's token."""
 
-    async def chat_stats(_request: Request) -> Response:
+    async def chat_stats(request: Request) -> Response:
+        if await _whose(pod, request, None) is not None:
+            raise ClientError(403, "forbidden", "these are for operators; a tenant's are at /ws/stats")
         names = [pod.keys.actions(tier) for tier in TIERS]
         pods = await _pods(pod)
         routers = await living(pod.commands, pod.keys, "routers")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from urllib.parse import urlsplit
 from uuid import uuid4
 
-from backplane.errors import InvalidCursor, RedisUnavailable
+from backplane.errors import InvalidCursor, NotYours, RedisUnavailable
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.ownership import Owned, Ownership
@@ -18,19 +18,24 @@ from backplane.position import Position, parse_cursor
 from backplane.session_log import Resumed, SessionLog
 from backplane.settings import Settings
 from gateway import handshake, outgoing
-from gateway.auth import Authenticator, Identity, Stated
+from gateway.admission import Admission
+from gateway.auth import Authenticator
 from gateway.close_codes import CloseCode
 from gateway.connection import Connection, State
 from gateway.conversation import Conversation
 from gateway.drain import close_paced, unless
-from gateway.errors import ClientError, redis_unavailable
+from gateway.errors import ClientError, redis_unavailable, session_taken
+from gateway.expiry import Expiries
 from gateway.frames import FrameDecoder
 from gateway.health import Health
 from gateway.hub import Hub
+from gateway.identity import Identity, Stated, check_scope
+from gateway.origins import Origins
 from gateway.problem import problem_body, problem_headers
 from gateway.wheel import Wheel
 
 PATH = "/ws/"
+_SOCKETS_A_TURN = 500
 _NOTING_S = 1.0  # a Redis that does not answer keeps no client from leaving
 _ANSWER_S = 1.0  # time for the answers to the last Closes, where there is no hurry a tenth of all at most
 SUBPROTOCOL = "orchestrator.v1"
@@ -46,21 +51,28 @@ class WebSocketEndpoint:
         settings: Settings,
         keys: Keys,
         authenticator: Authenticator,
+        admission: Admission,
+        origins: Origins,
         session_log: SessionLog,
         hub: Hub,
         conversation: Conversation,
         ownership: Ownership,
         health: Health,
+        refused: Counter[str],
         log: Logger,
     ) -> None:
         self.settings = settings
         self.hub = hub
         self.conversation = conversation
         self.wheel = Wheel(settings.heartbeat_s, settings.connection_max_age_s)
+        self.expiries = Expiries(settings.auth_grace_s, self._on_expired, self._on_grace_over)
         self.closed_by_code: dict[int, int] = {}
+        self.refused = refused
         self.opened = 0
         self._keys = keys
         self._authenticator = authenticator
+        self._admission = admission
+        self._origins = origins
         self._session_log = session_log
         self._ownership = ownership
         self._health = health
@@ -108,19 +120,27 @@ class WebSocketEndpoint:
             raise ClientError(404, "not_found", "sockets are opened at /ws/{session_id}")
         if self._health.draining:
             raise _draining()
+        await self._admission.knock(connection, request.headers.get("x-forwarded-for"))
         try:
-            if self.settings.auth == "none":
-                _check_origin(request)
-            identity = self._authenticator.identify(_token(request), _stated(request))
-            cursor = _cursor(request)
+            await self._let_in(connection, request)
+        except NotYours:
+            self._tell_and_close(connection, request, session_taken())
         except ClientError as error:
+            if error.is_for_later:
+                raise
             # Browsers hide the HTTP answer of a refused upgrade, so what a client has to understand is said
             # on an accepted socket.
             self._tell_and_close(connection, request, error)
-            return
+
+    async def _let_in(self, connection: Connection, request: handshake.UpgradeRequest) -> None:
+        self._check_origin(request)
+        identity = await self._authenticator.identify(_token(request), _stated(request))
+        check_scope(identity.grant, "listen")
+        cursor = _cursor(request)
         connection.identity = identity
         connection.connection_id = uuid4().hex
         connection.wants_chunks = request.query.get("stream") == "1"
+        await self._admission.join(connection, identity)
         session = await self._session_log.locate(identity.tenant_id, identity.session_id)
         if self._health.deaf_to(session):
             raise redis_unavailable()
@@ -131,12 +151,17 @@ class WebSocketEndpoint:
                 return False
             return self._accept(connection, request) and self._greet(connection, identity, resumed)
 
-        feed = await self.hub.attach(session, connection, cursor, greet)
+        feed = await self.hub.attach(session, connection, cursor, greet, identity.owner)
         if feed is None:
             return
         connection.feed = feed
         if self.settings.session_policy == "replace":
             await self._session_log.replace_older(session, connection.generation)
+
+    def _check_origin(self, request: handshake.UpgradeRequest) -> None:
+        if not self._origins.allows(request.headers.get("origin"), request.headers.get("host")):
+            detail = "pages of this web origin may not connect; the operator can list it in ALLOWED_ORIGINS"
+            raise ClientError(403, "origin_not_allowed", detail)
 
     def _accept(self, connection: Connection, request: handshake.UpgradeRequest) -> bool:
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.subprotocols else None
@@ -161,17 +186,27 @@ class WebSocketEndpoint:
                 "oldest": resumed.oldest,
                 "epoch": epoch,
             },
-            "limits": {
-                "message_max_bytes": self.settings.message_max_bytes,
-                "sends_in_flight_max": self.settings.sends_in_flight_max,
-            },
+            "limits": self._limits(identity),
         }
         connection.write(outgoing.message(identity, now, "connection_ack", data))
         self.wheel.add(connection)
+        self._admission.entered(connection)
+        self.expiries.add(connection)
         self.opened += 1
         connection.since = int(now)
         self._ownership.own(self._owned(connection, identity))
         return True
+
+    def _limits(self, identity: Identity) -> dict[str, object]:
+        settings = self.settings
+        return {
+            "message_max_bytes": settings.message_max_bytes,
+            "sends_in_flight_max": settings.sends_in_flight_max,
+            "messages_per_s": settings.messages_per_s,
+            "messages_burst": settings.messages_burst,
+            "token_expires_at": identity.grant.expires_at,
+            "auth_grace_s": settings.auth_grace_s,
+        }
 
     def _owned(self, connection: Connection, identity: Identity) -> Owned:
         return Owned(
@@ -186,15 +221,20 @@ class WebSocketEndpoint:
     def _tell_and_close(
         self, connection: Connection, request: handshake.UpgradeRequest, error: ClientError
     ) -> None:
+        self.refused[error.error_code] += 1
         if self._accept(connection, request):
-            connection.write(outgoing.error(None, time.time(), error))
-            connection.close(error.close_code, error.detail)
+            self._tell_and_end(connection, error)
+
+    def _tell_and_end(self, connection: Connection, error: ClientError) -> None:
+        connection.write(outgoing.error(connection.identity, time.time(), error))
+        connection.close(error.close_code, error.detail)
 
     def _refuse(self, connection: Connection, error: ClientError) -> None:
         if connection.state == State.OPEN:  # accepted already: Redis went away right behind
             connection.close(CloseCode.TRY_LATER, error.detail)
             return
-        body = problem_body(error.status, error.error_code, error.detail)
+        self.refused[error.error_code] += 1
+        body = problem_body(error.status, error.error_code, error.detail, error.limit)
         connection.refuse(handshake.refuse_response(error.status, problem_headers(error), body))
 
     # Open sockets.
@@ -246,13 +286,55 @@ class WebSocketEndpoint:
             connection.write(outgoing.message(connection.identity, time.time(), "reconnect", data))
         connection.close(CloseCode.RESTART, reason)
 
+    def end(self, connection: Connection, error: ClientError) -> None:
+        """Close a socket because of what its client may not, or may no longer, do."""
+        self.refused[error.error_code] += 1
+        self._tell_and_end(connection, error)
+
+    def renew(self, connection: Connection, identity: Identity) -> None:
+        """Go on with a socket under a new token."""
+        connection.identity = identity
+        self.expiries.add(connection)
+
+    def _on_expired(self, connection: Connection) -> None:
+        seconds = f"{self.settings.auth_grace_s:g} s"
+        detail = f"the token has expired; send auth with a new one within {seconds}, or the socket is closed"
+        error = ClientError(401, "token_expired", detail, retry_after_s=0)
+        connection.write(outgoing.error(connection.identity, time.time(), error))
+
+    def _on_grace_over(self, connection: Connection) -> None:
+        self.end(connection, ClientError(401, "token_expired", "the token has expired; get a new one"))
+
+    async def end_where(self, fits: Callable[[Identity, str], bool], error: ClientError) -> int:
+        """Close all sockets that fit (by identity and connection id); returns how many."""
+        return await self._each_where(fits, lambda connection: self.end(connection, error))
+
+    async def retire_where(self, fits: Callable[[Identity, str], bool], reason: str) -> int:
+        """Ask the clients of all sockets that fit to come back; returns how many."""
+        return await self._each_where(fits, lambda connection: self.retire(connection, reason))
+
+    async def _each_where(
+        self, fits: Callable[[Identity, str], bool], then: Callable[[Connection], None]
+    ) -> int:
+        found = 0
+        for number, connection in enumerate(self.wheel.connections):
+            identity = connection.identity
+            if connection.attached and identity is not None and fits(identity, connection.connection_id):
+                then(connection)
+                found += 1
+            if number % _SOCKETS_A_TURN == 0:
+                await asyncio.sleep(0)  # messages go on meanwhile
+        return found
+
     def on_gone(self, connection: Connection) -> None:
         """The transport is closed."""
+        self._admission.gone(connection)
+        self.expiries.remove(connection)
         if connection.slot >= 0 and connection.identity is not None:
             self.wheel.remove(connection)
             if self._all_gone is not None and not len(self.wheel):
                 self._all_gone.set()
-            self._ownership.disown(connection.connection_id, connection.identity.tenant_id)
+            self._ownership.disown(connection.connection_id)
 
     def count_close(self, code: int) -> None:
         """Count why sockets are closed."""
@@ -272,6 +354,14 @@ class WebSocketEndpoint:
             for connection in self.wheel.connections
             if connection.identity is not None and connection.slot >= 0
         )
+
+    async def rewrite_counts(self) -> None:
+        """Count all sockets in Redis anew.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        await self._admission.rewrite(self.wheel.connections)
 
     async def close_all(self, over_s: float, reason: str, hurry: asyncio.Event) -> None:
         """Close every socket, evenly over a time, and wait for the clients' answers within it.
@@ -294,13 +384,6 @@ class WebSocketEndpoint:
 
 def _draining() -> ClientError:
     return ClientError(503, "draining", "this pod is about to stop; connect again", retry_after_s=1)
-
-
-def _check_origin(request: handshake.UpgradeRequest) -> None:
-    """Without tokens, a web page of anyone's that is open in a developer's browser could talk to this pod."""
-    origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise ClientError(403, "forbidden", "with AUTH=none, only pages of this very host may connect")
 
 
 def _token(request: handshake.UpgradeRequest) -> str | None:

@@ -1,9 +1,11 @@
 -- Where a new connection stands in its session's log, and the first page of what it lacks.
 -- KEYS: session base, log.
 -- ARGV: lineage, epoch and seq of the cursor ('' and 0 without one), count and budget (bytes) of a page,
---       epoch for a new session, ttl (ms).
+--       epoch for a new session, ttl (ms), user (see _session.lua).
 -- Returns {status, epoch, from, head, oldest, generation, entries…}; `from` is the seq before the first entry.
-local record = open_session(KEYS[1], ARGV[1], ARGV[6], tonumber(ARGV[7]))
+-- {} if the session belongs to another user.
+local record = open_session(KEYS[1], ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[8])
+if not record then return {} end
 local epoch, head = record[1], tonumber(record[2])
 local oldest = head + 1 - redis.call('LLEN', KEYS[2])
 local status, from = 'replayed', tonumber(ARGV[3])

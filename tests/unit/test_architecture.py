@@ -94,7 +94,7 @@ def test_only_backplane_speaks_to_redis(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES["backplane"] + SOURCES["gateway"], ids=shown)
 def test_sources_do_not_import_tests(path: Path) -> None:
     """Nothing that is shipped needs what is not."""
-    assert not roots(path) & {"tests", "benchmarks", "pytest", "hypothesis", "fakeredis", "httpx"}
+    assert not roots(path) & {"tests", "benchmarks", "pytest", "hypothesis", "fakeredis"}
 
 
 @pytest.mark.parametrize("path", pure_modules(), ids=shown)

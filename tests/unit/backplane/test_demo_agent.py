@@ -17,8 +17,8 @@ from redis.exceptions import ResponseError
 from backplane.demo_agent import Cancel, DemoAgent, Run, callbacks_for, read_action
 from backplane.router.dispatch import dispatch
 from backplane.settings import Settings
-from gateway.auth import Identity
 from gateway.chat import ChatBody, Context, build_action
+from gateway.identity import ANYONE, Identity
 
 NOW = 1_769_860_800.0
 KEYS = Settings().keys()
@@ -42,7 +42,7 @@ def encoded(action: Run | Cancel) -> bytes:
 
 def test_reads_what_the_gateway_pushes() -> None:
     """The gateway's own action, with everything in it."""
-    identity = Identity("acme", "enterprise", "s-1", "u@x", None, None)
+    identity = Identity("acme", "enterprise", "s-1", "u@x", None, ANYONE)
     ids = {
         "task_id": "6f2f1b1e-0000-4000-8000-000000000001",
         "action_id": "6f2f1b1e-0000-4000-8000-000000000002",

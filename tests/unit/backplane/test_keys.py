@@ -25,6 +25,7 @@ ids = st.text(
 tricky_ids = ids | st.sampled_from(
     ["log", "seen", "s", "dead", "bytes", "fence", "callbacks", "pods", "routers", "ao", "a", "a.b", "~"]
 )
+tricky_ids |= st.sampled_from(["rate", "minute", "session", "limits", "connections", "user"])
 
 
 def names(
@@ -174,14 +175,17 @@ class TestTenantOf:
 def family(keys: Keys, tenant: str, session: str) -> set[str]:
     """Every key that exists for the sake of one session of a tenant."""
     base = keys.session(keys.callbacks(tenant), session)
-    return {base, f"{base}:log", f"{base}:seen"}
+    counts = {keys.session_rate(tenant, session), keys.session_connections(tenant, session)}
+    return {base, f"{base}:log", f"{base}:seen"} | counts
 
 
 def tenant_keys(keys: Keys, tenant: str) -> set[str]:
     """Every key that exists for the sake of a tenant as a whole."""
     callbacks = keys.callbacks(tenant)
     dead = keys.dead_letters(callbacks)
-    return {callbacks, keys.fence(callbacks), dead, f"{dead}:bytes"}
+    rates = {keys.rate(tenant, name) for name in ("minute", "day")}
+    limits = {keys.tenant_limits(tenant), keys.tenant_connections(tenant)}
+    return {callbacks, keys.fence(callbacks), dead, f"{dead}:bytes"} | limits | rates
 
 
 def pod_keys(keys: Keys, member: str) -> set[str]:
@@ -193,14 +197,15 @@ def pod_keys(keys: Keys, member: str) -> set[str]:
 
 @given(first=st.tuples(tricky_ids, tricky_ids), second=st.tuples(tricky_ids, tricky_ids), pod=tricky_ids)
 def test_no_id_reaches_another_key(first: tuple[str, str], second: tuple[str, str], pod: str) -> None:
-    """Two sessions share no key, and none is a tenant's, a process's, the cluster's or a queue's."""
+    """No two sessions or users share one, and none is a tenant's, a process's, the cluster's or a queue's."""
     assume(first != second)
     for keys in (names(), names(callbacks="cb:{tenant_id}"), names(callbacks="cb.{tenant_id}.s")):
         cluster = {keys.callback_lists, keys.dead_letter_lists, keys.members("pods"), keys.members("routers")}
-        cluster |= {keys.leases, keys.new_lists}
+        cluster |= {keys.leases, keys.pod_leases, keys.new_lists}
         queues = {keys.actions(tier) for tier in TIERS}
         groups = [family(keys, *first), family(keys, *second), pod_keys(keys, pod), cluster, queues]
         groups += [tenant_keys(keys, tenant) for tenant in {first[0], second[0]}]
+        groups += [{keys.user_connections(*user)} for user in (first, second)]
         everything = [key for group in groups for key in group]
         assert len(set(everything)) == len(everything)
 
@@ -212,6 +217,42 @@ def test_a_sessions_keys_share_the_slot_of_their_list(tenant: str, session: str)
     callbacks = keys.callbacks(tenant)
     for key in family(keys, tenant, session) | (tenant_keys(keys, tenant) - {callbacks}):
         assert key[key.index("{") + 1 : key.index("}")] == callbacks
+
+
+def test_a_tenants_rates_and_limits() -> None:
+    """Their names, by which an operator finds them."""
+    keys = names()
+    assert keys.rate("acme", "minute") == "ao:{orchestrator:acme:callbacks}:rate:minute"
+    assert keys.session_rate("acme", "s1") == "ao:{orchestrator:acme:callbacks}:rate:session:s1"
+    assert keys.tenant_limits("acme") == "ao:{orchestrator:acme:callbacks}:limits"
+
+
+@given(tenant=ids, session=ids)
+def test_a_spread_tenants_rates_are_in_one_slot(tenant: str, session: str) -> None:
+    """One script reaches a tenant's limits and all its rates, whichever list a session has."""
+    spread = Keys("ao", "dev", ACTIONS, CALLBACKS, {tenant: 8})
+    for keys in (names(), spread):
+        rates = [keys.rate(tenant, "minute"), keys.rate(tenant, "day"), keys.session_rate(tenant, session)]
+        for key in (*rates, keys.tenant_limits(tenant)):
+            assert key[key.index("{") + 1 : key.index("}")] == keys.callbacks(tenant)
+
+
+def test_connection_counts() -> None:
+    """Their names, by which an operator finds them; a user's id may have more characters than other ids."""
+    keys = names()
+    assert keys.tenant_connections("acme") == "ao:{orchestrator:acme:callbacks}:connections"
+    assert keys.session_connections("acme", "s1") == "ao:{orchestrator:acme:callbacks}:connections:session:s1"
+    assert keys.user_connections("acme", "a@b+c") == "ao:{orchestrator:acme:callbacks}:connections:user:a@b+c"
+    assert keys.pod_leases == "ao:{pods}:leases"
+
+
+@given(tenant=ids, session=ids, user=ids)
+def test_connection_counts_share_the_slot_of_the_limits(tenant: str, session: str, user: str) -> None:
+    """One script reaches all of them, also of a spread tenant."""
+    for keys in (names(), Keys("ao", "dev", ACTIONS, CALLBACKS, {tenant: 8})):
+        counts = [keys.session_connections(tenant, session), keys.user_connections(tenant, user)]
+        for key in (keys.tenant_limits(tenant), keys.tenant_connections(tenant), *counts):
+            assert key[key.index("{") + 1 : key.index("}")] == keys.callbacks(tenant)
 
 
 def test_probes_are_not_all_in_one_slot() -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from typing import Any, NamedTuple, cast
 
+from backplane.connection_counts import ConnectionCounts, Full, Most, Place
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Position
+from backplane.rate_limiter import Charged, Quota, RateLimiter
 from backplane.session_log import Mark, Page, Resumed, ResumeStatus, SessionLog
 from backplane.slots import Address
 from backplane.store import Store
@@ -391,7 +393,7 @@ class FakeSessionLog:
         """Remember it."""
         self.subscribed.discard(channel)
 
-    async def resume(self, session: str, cursor: Position | None) -> Resumed:
+    async def resume(self, session: str, cursor: Position | None, user: str = "") -> Resumed:
         """As ``lua/resume.lua``."""
         return cast("Resumed", await self._call("resume", lambda: self._resume(session, cursor)))
 
@@ -420,7 +422,7 @@ class FakeSessionLog:
         first = max(position.seq + 1, record.oldest)
         return Page(record.epoch, record.head, record.oldest, standing, Batch(record.epoch, first, entries))
 
-    async def ensure(self, session: str) -> Position:
+    async def ensure(self, session: str, user: str = "") -> Position:
         """As ``lua/ensure.lua``."""
         record = self.record(session)
         return cast("Position", await self._call("ensure", lambda: Position(record.epoch, record.head)))
@@ -626,3 +628,57 @@ def masked(opcode: int, payload: bytes = b"", *, final: bool = True) -> bytes:
     head = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
     body = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
     return bytes((opcode | (0x80 if final else 0),)) + head + mask + body
+
+
+# Limits.
+
+
+class FakeLimiter:
+    """A `RateLimiter` that allows all, until a test says otherwise."""
+
+    def __init__(self) -> None:
+        self.answer: Charged | Exception = Charged(True, 0.0, (), ())
+        self.address_wait_s: float | Exception = 0.0
+        self.charged: list[tuple[str, str]] = []
+        self.refunded: list[tuple[str, str]] = []
+
+    async def charge(self, tenant_id: str, session_id: str, _quotas: Sequence[Quota]) -> Charged:
+        self.charged.append((tenant_id, session_id))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def refund(self, tenant_id: str, session_id: str, _quotas: Sequence[Quota]) -> None:
+        self.refunded.append((tenant_id, session_id))
+
+    async def charge_address(self, _address: str, _most: int, _window_s: int) -> float:
+        if isinstance(self.address_wait_s, Exception):
+            raise self.address_wait_s
+        return self.address_wait_s
+
+    def as_limiter(self) -> RateLimiter:
+        return cast("RateLimiter", self)
+
+
+class FakeCounts:
+    """`ConnectionCounts` of one pod, in memory; ``full`` is what it says to who wants to join."""
+
+    def __init__(self) -> None:
+        self.full: Full | Exception | None = None
+        self.places: list[Place] = []
+
+    async def join(self, place: Place, _most: Most) -> Full | None:
+        if isinstance(self.full, Exception):
+            raise self.full
+        if self.full is None:
+            self.places.append(place)
+        return self.full
+
+    def leave(self, place: Place) -> None:
+        self.places.remove(place)
+
+    async def rewrite(self, places: Iterable[Place]) -> None:
+        self.places = list(places)
+
+    def as_counts(self) -> ConnectionCounts:
+        return cast("ConnectionCounts", self)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from backplane.keys import TIERS
 from backplane.settings import Settings
-from gateway.auth import Identity
 from gateway.chat import ChatBody, Context, build_action, decode_body, timeout_s
 from gateway.errors import ClientError
+from gateway.identity import ANYONE, Identity
 
 NOW = 1_769_860_800.25  # 2026-01-31T12:00:00.250Z
-IDENTITY = Identity("acme", "advance", "s-1", "ann@example.org", "sales", None)
+IDENTITY = Identity("acme", "advance", "s-1", "ann@example.org", "sales", ANYONE)
 QUEUE = "nooble4:dev:agent_execution_service:actions:advance"
 
 
@@ -236,7 +236,7 @@ def test_action_has_the_contracts_fields() -> None:
 
 def test_action_of_the_least_that_can_be_sent() -> None:
     """What was not given is null or empty, never absent, where the contract names it."""
-    made = action(identity=Identity("acme", "free", "s-1", None, None, None), context=Context("sales"))
+    made = action(identity=Identity("acme", "free", "s-1", None, None, ANYONE), context=Context("sales"))
 
     assert made["max_iterations"] is None
     assert made["message_type"] == "text"
@@ -248,7 +248,7 @@ def test_action_of_the_least_that_can_be_sent() -> None:
 @pytest.mark.parametrize(("tier", "priority"), list(zip(TIERS, (4, 3, 2, 1), strict=True)))
 def test_action_of_each_tier(tier: str, priority: int) -> None:
     """A tier's priority and time are its own."""
-    made = action(identity=Identity("acme", tier, "s-1", None, None, None))
+    made = action(identity=Identity("acme", tier, "s-1", None, None, ANYONE))
 
     assert made["queue_metadata"]["tier_priority"] == priority
     assert made["timeout"] == Settings().for_tier("task_timeout_s", tier)

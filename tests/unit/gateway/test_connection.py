@@ -9,15 +9,15 @@ import pytest
 
 from backplane.settings import Settings
 from gateway import connection as connection_module
-from gateway.auth import Identity
 from gateway.connection import Connection, State
 from gateway.feed import Feed
 from gateway.frames import Binary, FrameDecoder, TooLarge
+from gateway.identity import ANYONE, Identity
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import FakeTransport, close_codes, masked, settle, split_frames
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
-IDENTITY = Identity("acme", "free", "s-1", None, None, None)
+IDENTITY = Identity("acme", "free", "s-1", None, None, ANYONE)
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 HEAD = b"GET /ws/s-1 HTTP/1.1\r\n\r\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,12 +16,15 @@ from structlog.testing import capture_logs
 from backplane.errors import QueueFull, RedisUnavailable
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
+from gateway.access import AgentAccess
 from gateway.app import build_app
-from gateway.auth import Authenticator, issue_token
+from gateway.auth import Authenticator
 from gateway.errors import ERROR_CODES
+from gateway.origins import Origins
 from gateway.pod import Pod
 from gateway.sender import Sender
-from tests.unit.gateway.fakes import FakeSessionLog, FakeStore
+from gateway.tokens import issue_token
+from tests.unit.gateway.fakes import FakeLimiter, FakeLogger, FakeSessionLog, FakeStore
 
 LIMIT = 2_000
 HEADERS = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Session-ID": "s-1", "X-Agent-ID": "sales"}
@@ -58,7 +62,17 @@ class StubPod:
         self.commands.replies = {"SMEMBERS": {b"r-1"}, "GET": b'{"lists":2}'}
         self.log = FakeSessionLog()
         self.queue = StubQueue()
-        self.sender = Sender(self.settings, self.keys, self.log.as_log(), cast("TaskQueue", self.queue))
+        self.limiter = FakeLimiter()
+        self.origins = Origins(self.settings.allowed_origins)
+        self.refused = Counter[str]()
+        self.sender = Sender(
+            self.settings,
+            self.keys,
+            self.log.as_log(),
+            cast("TaskQueue", self.queue),
+            self.limiter.as_limiter(),
+            AgentAccess(self.settings, FakeLogger().as_logger()),
+        )
         self.health = SimpleNamespace(
             problem=lambda: self.problem,
             impairment=lambda: self.impairment,

@@ -9,13 +9,13 @@ import pytest
 from backplane.messages import Message, timestamp, to_entry
 from backplane.position import Batch
 from gateway import outgoing
-from gateway.auth import Identity
 from gateway.errors import ClientError
 from gateway.frames import encode_text
+from gateway.identity import ANYONE, Identity
 from gateway.protocol import BadMessage
 from tests.unit.gateway.fakes import messages, split_frames
 
-IDENTITY = Identity("acme", "advance", "s-1", "ann@example.org", None, None)
+IDENTITY = Identity("acme", "advance", "s-1", "ann@example.org", None, ANYONE)
 NOW = 1_769_860_800.25
 ENVELOPE = ["timestamp", "type", "task_id", "session_id", "tenant_id", "tenant_tier", "data", "metadata"]
 

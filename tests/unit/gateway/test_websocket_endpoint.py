@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,15 +17,21 @@ from backplane.ownership import Owned, Ownership
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
 from gateway import websocket_endpoint
-from gateway.auth import Authenticator, issue_token
+from gateway.access import AgentAccess
+from gateway.admission import Admission
+from gateway.auth import Authenticator
 from gateway.connection import Connection, State
 from gateway.conversation import Conversation
 from gateway.health import Health
 from gateway.hub import Hub
+from gateway.origins import Origins
 from gateway.sender import Sender
+from gateway.tokens import issue_token
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import (
     SESSION,
+    FakeCounts,
+    FakeLimiter,
     FakeLogger,
     FakeSessionLog,
     FakeStore,
@@ -50,9 +57,8 @@ class StubOwnership:
     def own(self, owned: Owned) -> None:
         self.owned[owned.connection_id] = owned
 
-    def disown(self, connection_id: str, tenant_id: str) -> None:
-        owned = self.owned.pop(connection_id, None)
-        assert owned is None or owned.tenant_id == tenant_id
+    def disown(self, connection_id: str) -> None:
+        self.owned.pop(connection_id, None)
 
     async def rewrite(self, everything: Iterable[Owned]) -> None:
         self.owned.clear()
@@ -90,17 +96,33 @@ class Pod:
         keys = self.settings.keys()
         logger = self.logger.as_logger()
         self.hub = Hub(FakeStore().as_store(), self.log.as_log(), logger, lambda _channel, _payload: None)
-        sender = Sender(self.settings, keys, self.log.as_log(), cast("TaskQueue", self.queue))
-        self.conversation = Conversation(self.settings, sender, logger)
+        self.limiter, self.counts = FakeLimiter(), FakeCounts()
+        self.refused = Counter[str]()
+        authenticator = Authenticator(self.settings)
+        sender = Sender(
+            self.settings,
+            keys,
+            self.log.as_log(),
+            cast("TaskQueue", self.queue),
+            self.limiter.as_limiter(),
+            AgentAccess(self.settings, logger),
+        )
+        self.conversation = Conversation(self.settings, authenticator, sender, self.refused, logger)
+        self.admission = Admission(
+            self.settings, self.counts.as_counts(), self.limiter.as_limiter(), time.monotonic
+        )
         self.sockets = WebSocketEndpoint(
             self.settings,
             keys,
-            Authenticator(self.settings),
+            authenticator,
+            self.admission,
+            Origins(self.settings.allowed_origins),
             self.log.as_log(),
             self.hub,
             self.conversation,
             cast("Ownership", self.ownership),
             cast("Health", self.health),
+            self.refused,
             logger,
         )
 

@@ -7,12 +7,12 @@ from typing import cast
 
 import pytest
 
-from gateway.auth import Identity
 from gateway.connection import Connection
+from gateway.identity import ANYONE, Identity
 from gateway.wheel import TICKS_A_HEARTBEAT, Wheel
 from tests.unit.gateway.fakes import messages, split_frames
 
-IDENTITY = Identity("acme", "free", "s-1", None, None, None)
+IDENTITY = Identity("acme", "free", "s-1", None, None, ANYONE)
 PING = 9
 
 

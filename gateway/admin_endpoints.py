@@ -1,0 +1,184 @@
+"""``/api/admin/…`` for tokens with the scope ``admin``: connections, revocations and limits.
+
+A tenant's administrator sees and changes what is its tenant's; an operator (tenant ``*``), all.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from backplane.errors import LimitReached
+from backplane.ownership import list_connections
+from backplane.rate_limiter import OVERRIDES
+from backplane.revocations import Kind, Revocation
+from gateway import control
+from gateway.chat import invalid_field
+from gateway.control import CloseOrder
+from gateway.errors import ClientError
+from gateway.http import bearer_token, json_response, read_body
+from gateway.identity import Grant, check_scope, check_tenant
+from gateway.pod import Pod
+
+_MOST_LISTED = 1_000
+_LIMITS = (*OVERRIDES.values(), "connections")
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class _Revoke(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/admin/revocations``: a token, a user's tokens, or a tenant's."""
+
+    tenant_id: _Text | None = None
+    token_id: _Text | None = None
+    user_id: _Text | None = None
+    issued_before: float | None = None
+
+
+class _Close(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/admin/connections/close``."""
+
+    tenant_id: _Text | None = None
+    session_id: _Text | None = None
+    user_id: _Text | None = None
+    connection_id: _Text | None = None
+    reconnect: bool = True
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = CloseOrder().reason
+
+
+class AdminEndpoints:
+    """The endpoints of one pod."""
+
+    def __init__(self, pod: Pod) -> None:
+        self._pod = pod
+
+    def routes(self) -> list[Route]:
+        """Where they are."""
+        return [
+            Route("/api/admin/connections", self.connections),
+            Route("/api/admin/connections/close", self.close, methods=["POST"]),
+            Route("/api/admin/revocations", self.revocations),
+            Route("/api/admin/revocations", self.revoke, methods=["POST"]),
+            Route("/api/admin/revocations", self.lift, methods=["DELETE"]),
+            Route("/api/admin/tenants/{tenant_id}/limits", self.limits),
+            Route("/api/admin/tenants/{tenant_id}/limits", self.set_limits, methods=["PUT"]),
+        ]
+
+    async def connections(self, request: Request) -> Response:
+        """List connections of the whole cluster, by ``tenant_id``, ``session_id`` and ``user_id``."""
+        grant = await self._admin(request)
+        query = request.query_params
+        wanted = {
+            "tenant_id": check_tenant(grant, query.get("tenant_id")),
+            "session_id": query.get("session_id"),
+            "user_id": query.get("user_id"),
+        }
+        limit = _whole(query.get("limit", "100"), "limit", 1, _MOST_LISTED)
+        found, more = await list_connections(
+            self._pod.commands,
+            self._pod.keys,
+            {name: value for name, value in wanted.items() if value is not None},
+            limit,
+        )
+        return json_response({"connections": found, "more": more})
+
+    async def close(self, request: Request) -> Response:
+        """Close connections on all pods."""
+        grant = await self._admin(request)
+        asked = await self._body(request, _Close)
+        whose = {"tenant_id": check_tenant(grant, asked.tenant_id)}
+        order = CloseOrder(**(msgspec.structs.asdict(asked) | whose))
+        if order.is_for_all:
+            detail = "say which: tenant_id, session_id, user_id or connection_id"
+            raise ClientError(422, "invalid_field", detail)
+        await self._pod.commands.publish(self._pod.keys.control_channel, control.encode(order))
+        return json_response({"success": True}, 202)
+
+    async def revocations(self, request: Request) -> Response:
+        """List what is revoked."""
+        tenant_id = check_tenant(await self._admin(request), request.query_params.get("tenant_id"))
+        entries = await self._pod.enforcement.revocations.everything()
+        return json_response({"revocations": [one for one in entries if tenant_id in (None, one.tenant_id)]})
+
+    async def revoke(self, request: Request) -> Response:
+        """Revoke a token (``token_id``), a user's tokens (``user_id``) or all of a tenant."""
+        grant = await self._admin(request)
+        asked = await self._body(request, _Revoke)
+        kind, tenant_id, name = self._which(grant, asked.tenant_id, asked.token_id, asked.user_id)
+        now = time.time()
+        before = now if asked.issued_before is None else min(asked.issued_before, now)
+        revocation = Revocation(kind, tenant_id, name, before, now + self._pod.settings.revocations_kept_s)
+        try:
+            await self._pod.enforcement.revocations.revoke(revocation, now)
+        except LimitReached as error:
+            raise ClientError(503, "too_many_revocations", str(error), retry_after_s=60) from None
+        return json_response(revocation, 201)
+
+    async def lift(self, request: Request) -> Response:
+        """End a revocation, with ``?tenant_id=`` and ``token_id=`` or ``user_id=``."""
+        grant = await self._admin(request)
+        query = request.query_params
+        which = self._which(grant, query.get("tenant_id"), query.get("token_id"), query.get("user_id"))
+        if not await self._pod.enforcement.revocations.lift(*which, time.time()):
+            raise ClientError(404, "not_found", "there is no such revocation")
+        return json_response({"success": True})
+
+    def _which(
+        self, grant: Grant, tenant_id: str | None, token_id: str | None, user_id: str | None
+    ) -> tuple[Kind, str, str]:
+        tenant = check_tenant(grant, tenant_id)
+        if tenant is None:
+            raise ClientError(422, "missing_id", "say whose: tenant_id")
+        if token_id is not None and user_id is not None:
+            raise ClientError(422, "invalid_field", "token_id or user_id, not both")
+        if token_id is not None:
+            return "token", tenant, token_id
+        return ("tenant", tenant, "") if user_id is None else ("user", tenant, user_id)
+
+    async def limits(self, request: Request) -> Response:
+        """The limits that a tenant has instead of its tier's."""
+        tenant_id = check_tenant(await self._admin(request), request.path_params["tenant_id"])
+        assert tenant_id is not None
+        replies = await self._pod.commands.call("HMGET", self._pod.keys.tenant_limits(tenant_id), *_LIMITS)
+        found = zip(_LIMITS, replies, strict=True)
+        return json_response({name: int(value) for name, value in found if value is not None})
+
+    async def set_limits(self, request: Request) -> Response:
+        """Set them, all at once: what is left out is the tier's again. For operators only."""
+        grant = await self._admin(request)
+        if grant.tenant_id not in (None, "*"):
+            raise ClientError(403, "forbidden", "only an operator's token may change a tenant's limits")
+        tenant_id = check_tenant(grant, request.path_params["tenant_id"])
+        assert tenant_id is not None
+        asked = await self._body(request, dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)]])
+        unknown = [name for name in asked if name not in _LIMITS]
+        if unknown:
+            raise ClientError(422, "invalid_field", f"limits are {', '.join(_LIMITS)}")
+        key = self._pod.keys.tenant_limits(tenant_id)
+        await self._pod.commands.call("DEL", key)
+        if asked:
+            await self._pod.commands.call("HSET", key, *[part for pair in asked.items() for part in pair])
+        return json_response(asked)
+
+    async def _admin(self, request: Request) -> Grant:
+        grant = await self._pod.authenticator.grant(bearer_token(request))
+        check_scope(grant, "admin")
+        return grant
+
+    async def _body(self, request: Request, kind: Any) -> Any:
+        try:
+            return msgspec.json.decode(await read_body(request, self._pod.settings), type=kind)
+        except msgspec.ValidationError as error:
+            raise invalid_field(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ClientError(400, "not_json", f"the body is not JSON: {error}") from None
+
+
+def _whole(text: str, name: str, least: int, most: int) -> int:
+    if not text.isascii() or not text.isdecimal() or not least <= int(text[:9]) <= most:
+        raise ClientError(400, "invalid_field", f"{name} must be a whole number from {least} to {most}")
+    return int(text)

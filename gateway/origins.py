@@ -1,0 +1,61 @@
+"""Which web pages may use the service: [P] pure.
+
+A browser says of whom it speaks (``Origin``, RFC 6454); other clients say nothing, and are not asked.
+"""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from backplane.errors import ConfigurationError
+
+_ORIGIN = re.compile(r"(https?)://(\*\.)?([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
+class Origins:
+    """The origins of a deployment.
+
+    Args:
+        text: with commas between them; ``https://*.example.com`` for all hosts below, ``*`` for all.
+
+    Attributes:
+        pattern: matches the origins that may read answers across origins (CORS); None if there are none.
+
+    Raises:
+        ConfigurationError: one of them is none.
+    """
+
+    def __init__(self, text: str) -> None:
+        parts = [_pattern(part) for part in filter(None, map(str.strip, text.split(",")))]
+        self.pattern = "|".join(parts) or None
+        self._matches = re.compile(self.pattern).fullmatch if self.pattern else None
+
+    def allows(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page may open a socket.
+
+        Args:
+            origin: the request's ``Origin``; None: it is no browser's.
+            host: the request's ``Host``: its own pages always may.
+        """
+        if origin is None:
+            return True
+        if self._matches is not None and self._matches(origin.lower()):
+            return True
+        try:
+            return bool(host) and urlsplit(origin).netloc.lower() == (host or "").lower()
+        except ValueError:
+            return False
+
+
+def _pattern(part: str) -> str:
+    if part == "*":
+        return ".*"
+    match = _ORIGIN.fullmatch(part)
+    if match is None:
+        raise ConfigurationError(
+            f"ALLOWED_ORIGINS: {part!r} must be like https://app.example.com or https://*.example.com"
+        )
+    scheme, wildcard, host, port = match.groups()
+    below = r"(?:[a-z0-9-]+\.)+" if wildcard else ""
+    return f"{scheme}://{below}{re.escape(host.lower())}{port or ''}"
