@@ -26,7 +26,7 @@ FRAMES: list[tuple[str, str | bytes, str]] = [
     ("type of the wrong kind", '{"type": 7}', "unknown_type"),
     ("binary frame", b"\x00\x01", "not_text"),
     ("1 MB frame", "x" * 1_000_000, "message_too_large"),
-    ("deeply nested", '{"type": "chat", "user_info": ' + '{"a":' * 10_000, "not_json"),
+    ("deeply nested", '{"type": "chat", "user_info": ' + '{"a":' * 10_000, "invalid_field"),
     ("chat without a message", '{"type": "chat"}', "invalid_field"),
     ("chat with an empty message", '{"type": "chat", "message": ""}', "invalid_field"),
     ("chat of 4,001 characters", json.dumps({"type": "chat", "message": "x" * 4001}), "invalid_field"),

@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from backplane.settings import Settings
+from gateway.tokens import issue_token
 from tests.support.processes import free_port, get, wait_for
 
 ORCHESTRATOR = str(Path(sys.executable).parent / "orchestrator")
@@ -24,7 +27,14 @@ class Dev:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.environ = {"PATH": os.environ["PATH"], "TMPDIR": str(folder)}
+        settings = Settings(jwt_secret="the-same-secret-for-this-test-and-for-dev")
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "TMPDIR": str(folder),
+            "ORCHESTRATOR_JWT_SECRET": settings.jwt_secret,
+        }
+        token = issue_token(settings, time.time(), tenant_id="*", tier="free", scopes=["stats"])
+        self.operator = {"Authorization": f"Bearer {token}"}
         self._log = folder / "dev.log"
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -97,7 +107,7 @@ def test_a_killed_pod_comes_back(dev: Dev) -> None:
     assert dev.chat("hello").returncode == 0
 
     def both_ready() -> bool:
-        status, stats = get(f"{dev.url}/ws/stats")
+        status, stats = get(f"{dev.url}/ws/stats", headers=dev.operator)
         return status == 200 and sum(pod["ready"] for pod in stats["pods"]) == 2
 
     wait_for(lambda: "starting it again" in dev.output and both_ready(), "two pods again")

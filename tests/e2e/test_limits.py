@@ -111,7 +111,7 @@ def test_bad_parameters_are_told_over_the_socket(brisk: Cluster) -> None:
 def test_a_strangers_page_cannot_use_a_pod_without_tokens(brisk: Cluster) -> None:
     """With AUTH=none a browser on the machine carries any page's connections; only this host's pages may."""
     stranger = raw(brisk.pods[0], UPGRADE + b"Origin: http://evil.example\r\n\r\n", (4503).to_bytes(2, "big"))
-    assert b'"error_code":"forbidden"' in stranger
+    assert b'"error_code":"origin_not_allowed"' in stranger
     assert (4503).to_bytes(2, "big") in stranger
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,10 +39,11 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = READY_
     return time.monotonic() - began
 
 
-def get(url: str, timeout_s: float = 2.0) -> tuple[int, Any]:
+def get(url: str, timeout_s: float = 2.0, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
     """GET a JSON resource: status (0 if nobody answers) and content."""
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+        request = urllib.request.Request(url, headers=dict(headers or {}))
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
