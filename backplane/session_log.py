@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from backplane.errors import NotYours, RedisUnavailable
-from backplane.keys import Keys
+from backplane.keys import ANY_USER, Keys
 from backplane.position import Batch, Position, new_epoch
 from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, Script
 from backplane.settings import Settings
@@ -56,6 +56,21 @@ class Page(NamedTuple):
     head: int
     oldest: int
     standing: int
+    batch: Batch
+
+
+class History(NamedTuple):
+    """A page of a log for who asks once.
+
+    Attributes:
+        status: as `Resumed`'s; ``fresh`` if nothing follows.
+        start: the seq before the first message of the page.
+    """
+
+    status: ResumeStatus
+    start: int
+    head: int
+    oldest: int
     batch: Batch
 
 
@@ -147,6 +162,28 @@ class SessionLog:
         epoch, head, oldest, standing, *entries = await self._pages(READ, session, args)
         first = max(position.seq + 1, oldest)
         return Page(epoch.decode(), head, oldest, standing, Batch(epoch.decode(), first, entries))
+
+    async def history(self, session: str, cursor: Position | None, user: str) -> History:
+        """The messages behind a cursor, or without one from the oldest on; begins and changes nothing.
+
+        Args:
+            user: as for `resume`.
+
+        Raises:
+            NotYours: the session belongs to another user.
+            RedisUnavailable: Redis did not answer.
+        """
+        owner, epoch = await self._commands.call("HMGET", session, "u", "e")
+        if owner and user not in (owner.decode(), ANY_USER):
+            raise NotYours
+        asked = cursor or Position("" if epoch is None else epoch.decode(), 0)
+        page = await self.read(session, asked)
+        if asked.seq > page.standing and cursor is not None:
+            page = await self.read(session, Position(page.epoch, 0))
+            return History("reset", page.oldest - 1, page.head, page.oldest, page.batch)
+        gone = asked.seq + 1 < page.oldest and cursor is not None
+        status: ResumeStatus = "reset" if gone else "replayed" if page.batch.entries else "fresh"
+        return History(status, max(asked.seq, page.oldest - 1), page.head, page.oldest, page.batch)
 
     async def _pages(self, script: Script, session: str, args: list[Argument]) -> list[Any]:
         """Read a page over the feed, a few at a time.

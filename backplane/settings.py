@@ -176,7 +176,7 @@ class Settings:
     )  # fmt: skip
     jwt_jwks_url: str = _setting(
         "", "Address of the identity provider's JSON Web Key Set; fetched again for an unknown kid, kept while the provider is down.",
-        group="Authentication",
+        secret=True, group="Authentication",
     )  # fmt: skip
     jwt_jwks_refresh_s: float = _setting(
         300.0, "How often the key set is fetched.", unit="s", least=2, most=86_400, group="Authentication"
@@ -217,7 +217,7 @@ class Settings:
     )  # fmt: skip
     access_check_url: str = _setting(
         "", "If set, asked (POST, JSON) whether a tenant and user may speak to an agent; see docs/security.md.",
-        group="Authentication",
+        secret=True, group="Authentication",
     )  # fmt: skip
     access_check_timeout_s: float = _setting(
         2.0,

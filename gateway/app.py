@@ -13,6 +13,7 @@ from backplane.presence import Summary, living
 from gateway.admin_endpoints import AdminEndpoints
 from gateway.http import Endpoint, bearer_token, exception_handlers, json_response
 from gateway.identity import check_scope
+from gateway.messages_endpoint import messages_endpoint
 from gateway.pod import Pod
 from gateway.send_endpoint import send_endpoint
 from gateway.stats_endpoints import chat_stats_endpoint, ws_stats_endpoint
@@ -41,6 +42,7 @@ def build_app(pod: Pod) -> Starlette:
         *_health_routes(pod),
         Route("/api/chat/send", send_endpoint(pod.settings, pod.authenticator, pod.sender), methods=["POST"]),
     ]
+    routes.append(Route("/api/chat/sessions/{session_id}/messages", messages_endpoint(pod)))
     if not pod.settings.admin_port:
         routes += _operators_routes(pod)
     return _app(pod, routes)

@@ -56,8 +56,7 @@ class Conversation:
     def on_text(self, connection: Connection, data: bytes) -> None:
         """Deal with one text message; whatever is wrong with it is answered."""
         try:
-            self._pace(connection)
-            message = protocol.parse(data, self._settings.json_depth_max)
+            message = self._read(connection, data)
             if isinstance(message, protocol.Chat):
                 self._chat(connection, message)
             elif isinstance(message, protocol.Auth):
@@ -69,7 +68,18 @@ class Conversation:
         except ClientError as error:
             self._tell(connection, error)
 
-    def _pace(self, connection: Connection) -> None:
+    def _read(self, connection: Connection, data: bytes) -> protocol.ClientMessage:
+        try:
+            message = protocol.parse(data, self._settings.json_depth_max)
+        except protocol.BadMessage as error:
+            self._pace(connection, error.ref)
+            raise
+        # An ack that says something new is free: there are as many as the client was sent messages.
+        if not (isinstance(message, protocol.Ack) and connection.acked < message.seq <= connection.seq):
+            self._pace(connection, message.ref)
+        return message
+
+    def _pace(self, connection: Connection, ref: protocol.Ref | None) -> None:
         per_s = self._settings.messages_per_s
         if not per_s:
             return
@@ -77,7 +87,8 @@ class Conversation:
         connection.full_at, wait_s = take(connection.full_at, now, per_s, burst)
         if wait_s:
             detail = f"more than {per_s} messages a second; this one was ignored"
-            raise ClientError(429, "rate_limited", detail, retry_after_s=wait_s, limit="messages")
+            error = ClientError(429, "rate_limited", detail, retry_after_s=wait_s, limit="messages")
+            raise protocol.BadMessage(error, ref)
 
     def on_bad_frame(self, connection: Connection, event: Binary | TooLarge) -> None:
         """Deal with a message that was skipped; a client that keeps sending such is not worth a socket."""

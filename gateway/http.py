@@ -28,6 +28,11 @@ def json_response(data: Any, status: int = 200, headers: Iterable[tuple[str, str
     return Response(msgspec.json.encode(data), status, headers=dict(headers), media_type="application/json")
 
 
+def json_bytes(content: bytes) -> Response:
+    """An answer that is JSON already."""
+    return Response(content, media_type="application/json")
+
+
 def bearer_token(request: Request) -> str | None:
     """The token of an ``Authorization: Bearer`` header.
 

@@ -46,8 +46,10 @@ def context_of(request: Request, agent_id: str) -> Context:
     passed_on = {"X-Request-Source": "web"}
     for name in _PASSED_ON:
         value = headers.get(name)
+        if value is not None and len(value) > _MAX_HEADER:
+            raise ClientError(400, "invalid_field", f"{name} is over {_MAX_HEADER} characters")
         if value is not None:
-            passed_on[name] = value[:_MAX_HEADER]
+            passed_on[name] = value
     traceparent = headers.get("traceparent")
     if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = None  # W3C Trace Context, 3.2.2: one that is not valid is ignored

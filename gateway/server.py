@@ -109,7 +109,7 @@ async def run_gateway(settings: Settings) -> int:
     servers = [QuietServer(_config(pod, build_app(pod)))]
     listening = [listening_socket(settings.host, settings.port)]
     if settings.admin_port:
-        servers.append(QuietServer(_config(pod, build_admin_app(pod))))
+        servers.append(QuietServer(_config(pod, build_admin_app(pod), sockets=False)))
         listening.append(listening_socket(settings.host, settings.admin_port))
     stopping = Stopping()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -143,13 +143,13 @@ async def run_gateway(settings: Settings) -> int:
     return 0 if clean else 1
 
 
-def _config(pod: Pod, app: Starlette) -> uvicorn.Config:
+def _config(pod: Pod, app: Starlette, *, sockets: bool = True) -> uvicorn.Config:
     def new_connection(**_uvicorn: Any) -> Connection:
         return Connection(pod.sockets)
 
     return uvicorn.Config(
         app,
-        ws=new_connection,  # type: ignore[arg-type]  # it is only called
+        ws=new_connection if sockets else "none",  # type: ignore[arg-type]  # it is only called
         http=bounded_protocol(pod.settings.handshake_timeout_s, pod.settings.half_open_max),
         lifespan="off",
         log_config=None,

@@ -389,12 +389,15 @@ def _draining() -> ClientError:
 def _token(request: handshake.UpgradeRequest) -> str | None:
     """The token from the header, the subprotocol pair, or the query."""
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credentials:
-        return credentials.strip()
+    found = {credentials.strip()} if scheme.lower() == "bearer" and credentials else set()
     for offered in request.subprotocols:
         if offered.startswith(_BEARER_SUBPROTOCOL):
-            return offered.removeprefix(_BEARER_SUBPROTOCOL)
-    return request.query.get("token")
+            found.add(offered.removeprefix(_BEARER_SUBPROTOCOL))
+    if "token" in request.query:
+        found.add(request.query["token"])
+    if len(found) > 1:
+        raise ClientError(400, "bad_request", "several tokens were given, and they differ; send one")
+    return next(iter(found), None)
 
 
 def _stated(request: handshake.UpgradeRequest) -> Stated:

@@ -29,7 +29,13 @@ from tests.support.loadbalancers import BALANCERS, Balancer, HAProxy, Nginx, Pla
 from tests.support.processes import Cluster, free_port
 from tests.support.talk import receive, receive_logged
 
-OPERATORS_ONLY = ("/metrics", "/ws/stats", "/api/chat/stats", "/health/detailed")
+OPERATORS_ONLY = (
+    "/metrics",
+    "/ws/stats",
+    "/api/chat/stats",
+    "/health/detailed",
+    "/api/admin/connections",
+)
 SECRET = "not-for-the-log"
 BODY_MAX = 64 * 1024
 EVENTS = 5
