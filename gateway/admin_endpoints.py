@@ -21,7 +21,7 @@ from gateway import control
 from gateway.chat import invalid_field
 from gateway.control import CloseOrder
 from gateway.errors import ClientError
-from gateway.http import bearer_token, json_response, read_body
+from gateway.http import bearer_token, json_response, query, read_body
 from gateway.identity import Grant, check_scope, check_tenant
 from gateway.pod import Pod
 
@@ -71,13 +71,13 @@ class AdminEndpoints:
     async def connections(self, request: Request) -> Response:
         """List connections of the whole cluster, by ``tenant_id``, ``session_id`` and ``user_id``."""
         grant = await self._admin(request)
-        query = request.query_params
+        asked = query(request)
         wanted = {
-            "tenant_id": check_tenant(grant, query.get("tenant_id")),
-            "session_id": query.get("session_id"),
-            "user_id": query.get("user_id"),
+            "tenant_id": check_tenant(grant, asked.get("tenant_id")),
+            "session_id": asked.get("session_id"),
+            "user_id": asked.get("user_id"),
         }
-        limit = _whole(query.get("limit", "100"), "limit", 1, _MOST_LISTED)
+        limit = _whole(asked.get("limit", "100"), "limit", 1, _MOST_LISTED)
         found, more = await list_connections(
             self._pod.commands,
             self._pod.keys,
@@ -100,7 +100,7 @@ class AdminEndpoints:
 
     async def revocations(self, request: Request) -> Response:
         """List what is revoked."""
-        tenant_id = check_tenant(await self._admin(request), request.query_params.get("tenant_id"))
+        tenant_id = check_tenant(await self._admin(request), query(request).get("tenant_id"))
         entries = await self._pod.enforcement.revocations.everything()
         return json_response({"revocations": [one for one in entries if tenant_id in (None, one.tenant_id)]})
 
@@ -121,8 +121,8 @@ class AdminEndpoints:
     async def lift(self, request: Request) -> Response:
         """End a revocation, with ``?tenant_id=`` and ``token_id=`` or ``user_id=``."""
         grant = await self._admin(request)
-        query = request.query_params
-        which = self._which(grant, query.get("tenant_id"), query.get("token_id"), query.get("user_id"))
+        asked = query(request)
+        which = self._which(grant, asked.get("tenant_id"), asked.get("token_id"), asked.get("user_id"))
         if not await self._pod.enforcement.revocations.lift(*which, time.time()):
             raise ClientError(404, "not_found", "there is no such revocation")
         return json_response({"success": True})

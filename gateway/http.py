@@ -33,16 +33,38 @@ def json_bytes(content: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
+def header(request: Request, name: str) -> str | None:
+    """A header's value.
+
+    Raises:
+        ClientError: 400, it is given twice: two readers could take two values from that.
+    """
+    given = request.headers.getlist(name)
+    if len(given) > 1:
+        raise ClientError(400, "bad_request", f"the header {name} is given twice")
+    return given[0] if given else None
+
+
+def query(request: Request) -> dict[str, str]:
+    """The query's parameters.
+
+    Raises:
+        ClientError: 400, one is given twice.
+    """
+    pairs = request.query_params.multi_items()
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ClientError(400, "bad_request", "a query parameter is given twice")
+    return found
+
+
 def bearer_token(request: Request) -> str | None:
     """The token of an ``Authorization: Bearer`` header.
 
     Raises:
-        ClientError: 400, the header is given twice: two readers could take two tokens from that.
+        ClientError: 400, the header is given twice.
     """
-    given = request.headers.getlist("authorization")
-    if len(given) > 1:
-        raise ClientError(400, "bad_request", "the header authorization is given twice")
-    scheme, _, credentials = (given[0] if given else "").partition(" ")
+    scheme, _, credentials = (header(request, "Authorization") or "").partition(" ")
     return credentials.strip() if scheme.lower() == "bearer" and credentials else None
 
 

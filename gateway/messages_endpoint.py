@@ -10,7 +10,7 @@ from backplane.messages import with_position
 from backplane.position import Position, parse_cursor
 from backplane.session_log import History
 from gateway.errors import ClientError, session_taken
-from gateway.http import Endpoint, bearer_token, json_bytes
+from gateway.http import Endpoint, bearer_token, header, json_bytes, query
 from gateway.identity import Stated, check_scope
 from gateway.pod import Pod
 
@@ -21,18 +21,17 @@ def messages_endpoint(pod: Pod) -> Endpoint:
     """The endpoint. With ``?cursor=`` the messages behind it, else from the oldest on."""
 
     async def messages(request: Request) -> Response:
-        headers = request.headers
         stated = Stated(
-            headers.get("X-Tenant-ID"),
-            headers.get("X-Tenant-Tier"),
+            header(request, "X-Tenant-ID"),
+            header(request, "X-Tenant-Tier"),
             request.path_params["session_id"],
-            headers.get("X-User-ID"),
-            headers.get("X-Agent-ID"),
+            header(request, "X-User-ID"),
+            header(request, "X-Agent-ID"),
             _NAMES,
         )
         identity = await pod.authenticator.identify(bearer_token(request), stated)
         check_scope(identity.grant, "listen")
-        cursor = _cursor(request.query_params.get("cursor"))
+        cursor = _cursor(query(request).get("cursor"))
         session = await pod.session_log.locate(identity.tenant_id, identity.session_id)
         try:
             return json_bytes(_encode(await pod.session_log.history(session, cursor, identity.owner)))

@@ -13,7 +13,7 @@ from backplane.settings import Settings
 from gateway.auth import Authenticator
 from gateway.chat import CONTEXT_TYPES, Context, decode_body
 from gateway.errors import ClientError
-from gateway.http import Endpoint, bearer_token, json_response, read_body
+from gateway.http import Endpoint, bearer_token, header, json_response, read_body
 from gateway.identity import Stated
 from gateway.sender import Sender
 
@@ -25,7 +25,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", 
 
 def stated(request: Request) -> Stated:
     """What the request's headers say of whom it speaks for."""
-    tenant, tier, session, user, agent = (request.headers.get(name) for name in _NAMES)
+    tenant, tier, session, user, agent = (header(request, name) for name in _NAMES)
     return Stated(tenant, tier, session, user, agent, _NAMES)
 
 
@@ -35,8 +35,8 @@ def context_of(request: Request, agent_id: str) -> Context:
     Raises:
         ClientError: 400.
     """
-    headers = request.headers
-    context_type = headers.get("X-Context-Type", "agent")
+    context_type = header(request, "X-Context-Type")
+    context_type = "agent" if context_type is None else context_type
     if context_type not in CONTEXT_TYPES:
         detail = f"X-Context-Type must be one of {', '.join(CONTEXT_TYPES)}"
         raise ClientError(400, "invalid_field", detail)
@@ -45,12 +45,12 @@ def context_of(request: Request, agent_id: str) -> Context:
         raise ClientError(400, "missing_id", "X-Collection-ID is needed with X-Context-Type: collection")
     passed_on = {"X-Request-Source": "web"}
     for name in _PASSED_ON:
-        value = headers.get(name)
+        value = header(request, name)
         if value is not None and len(value) > _MAX_HEADER:
             raise ClientError(400, "invalid_field", f"{name} is over {_MAX_HEADER} characters")
         if value is not None:
             passed_on[name] = value
-    traceparent = headers.get("traceparent")
+    traceparent = request.headers.get("traceparent")
     if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
         traceparent = None  # W3C Trace Context, 3.2.2: one that is not valid is ignored
     return Context(
@@ -72,7 +72,7 @@ def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Send
             raise ClientError(400, "missing_id", "X-Agent-ID is needed")
         context = context_of(request, identity.agent_id)
         body = decode_body(await read_body(request, settings), settings.json_depth_max)
-        timeout = request.headers.get("X-Task-Timeout")
+        timeout = header(request, "X-Task-Timeout")
         if timeout is not None:
             if not re.fullmatch(r"[1-9][0-9]{0,6}", timeout):
                 raise ClientError(400, "invalid_field", "X-Task-Timeout must be whole seconds from 1")
@@ -84,7 +84,7 @@ def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Send
 
 
 def _optional_id(request: Request, name: str) -> str | None:
-    value = request.headers.get(name)
+    value = header(request, name)
     if value is None:
         return None
     try:

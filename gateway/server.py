@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from gateway.http_protocol import bounded_protocol
 from gateway.pod import Pod
 
 _BACKLOG = 4_096
+_OTHER_FILES = 128  # Redis, logs, listening sockets
 _REQUESTS_S, _REQUESTS_IN_HURRY_S = 5, 1  # for HTTP requests under way, after the sockets are closed
 
 
@@ -95,6 +97,20 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
+def allow_sockets(wanted: int) -> int:
+    """Let the process have as many open files as the system allows it, up to what its sockets need.
+
+    Returns:
+        How many sockets there is room for.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - _OTHER_FILES)
+
+
 async def run_gateway(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, then drain.
 
@@ -117,6 +133,9 @@ async def run_gateway(settings: Settings) -> int:
     if settings.auth == "none":
         pod.log.warning("authentication_off", host=settings.host)
     calm_collector()
+    room = allow_sockets(settings.connections_max + settings.half_open_max)
+    if room < settings.connections_max + settings.half_open_max:
+        pod.log.warning("few_open_files", room_for=room, hint="raise the limit of open files (ulimit -n)")
     pod.log.info("pod_started", host=settings.host, port=settings.port, redis=pod.redis_shown)
     http_done = asyncio.Event()
 

@@ -12,7 +12,7 @@ from backplane.connection_counts import tenant_connections
 from backplane.keys import TIERS
 from backplane.presence import Summary, living
 from gateway.errors import ClientError
-from gateway.http import Endpoint, bearer_token, json_response
+from gateway.http import Endpoint, bearer_token, json_response, query
 from gateway.identity import check_scope, check_tenant
 from gateway.pod import Pod
 
@@ -21,7 +21,7 @@ def ws_stats_endpoint(pod: Pod) -> Endpoint:
     """``GET /ws/stats``; with ``?tenant_id=``, or for a tenant's token, the connections of one tenant."""
 
     async def ws_stats(request: Request) -> Response:
-        tenant_id = await _whose(pod, request, request.query_params.get("tenant_id"))
+        tenant_id = await _whose(pod, request, query(request).get("tenant_id"))
         pods = await _pods(pod)
         if tenant_id is not None:
             return json_response(await _of_tenant(pod, sorted(pods), tenant_id))

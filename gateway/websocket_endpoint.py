@@ -149,6 +149,7 @@ class WebSocketEndpoint:
             if self._health.draining:  # since the log was asked
                 self._refuse(connection, _draining())
                 return False
+            self._authenticator.check(identity.grant)  # it may have been revoked meanwhile
             return self._accept(connection, request) and self._greet(connection, identity, resumed)
 
         feed = await self.hub.attach(session, connection, cursor, greet, identity.owner)

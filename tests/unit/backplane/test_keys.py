@@ -191,8 +191,18 @@ def tenant_keys(keys: Keys, tenant: str) -> set[str]:
 def pod_keys(keys: Keys, member: str) -> set[str]:
     """Every key and channel of one process."""
     own = {keys.member(kind, member) for kind in ("pods", "routers")}
-    own |= {keys.pod_connections(member), keys.pod_tenants(member)}
+    own |= {keys.pod_connections(member)}
     return own | {keys.pod_channel(member, n) for n in (0, 1, 12)}
+
+
+def address_keys(keys: Keys, address: str) -> set[str]:
+    """Every key of one client address."""
+    return {keys.address_rate(address), keys.address_limits(address)}
+
+
+def revocation_keys(keys: Keys) -> set[str]:
+    """Every key of the revocations, but not their channel."""
+    return {keys.revocations, keys.revocation_ends, keys.revocation_news, keys.revocation_version}
 
 
 @given(first=st.tuples(tricky_ids, tricky_ids), second=st.tuples(tricky_ids, tricky_ids), pod=tricky_ids)
@@ -201,11 +211,13 @@ def test_no_id_reaches_another_key(first: tuple[str, str], second: tuple[str, st
     assume(first != second)
     for keys in (names(), names(callbacks="cb:{tenant_id}"), names(callbacks="cb.{tenant_id}.s")):
         cluster = {keys.callback_lists, keys.dead_letter_lists, keys.members("pods"), keys.members("routers")}
-        cluster |= {keys.leases, keys.pod_leases, keys.new_lists}
+        cluster |= {keys.leases, keys.pod_leases, keys.new_lists, keys.control_channel}
+        cluster |= {*revocation_keys(keys), keys.revocation_channel}
         queues = {keys.actions(tier) for tier in TIERS}
         groups = [family(keys, *first), family(keys, *second), pod_keys(keys, pod), cluster, queues]
         groups += [tenant_keys(keys, tenant) for tenant in {first[0], second[0]}]
         groups += [{keys.user_connections(*user)} for user in (first, second)]
+        groups += [address_keys(keys, pod)]
         everything = [key for group in groups for key in group]
         assert len(set(everything)) == len(everything)
 
@@ -244,6 +256,21 @@ def test_connection_counts() -> None:
     assert keys.session_connections("acme", "s1") == "ao:{orchestrator:acme:callbacks}:connections:session:s1"
     assert keys.user_connections("acme", "a@b+c") == "ao:{orchestrator:acme:callbacks}:connections:user:a@b+c"
     assert keys.pod_leases == "ao:{pods}:leases"
+
+
+def test_revocations() -> None:
+    """One script reads and writes all of it, so all of it is in one slot."""
+    keys = names()
+    assert keys.revocations == "ao:{revocations}"
+    assert {key[key.index("{") + 1 : key.index("}")] for key in revocation_keys(keys)} == {"revocations"}
+
+
+def test_addresses_are_in_slots_of_their_own() -> None:
+    """An address's limits are where its rate is, and not all addresses are on one node."""
+    keys = names()
+    for address in ("192.0.2.7", "2001:db8::"):
+        tags = {key[key.index("{") + 1 : key.index("}")] for key in address_keys(keys, address)}
+        assert tags == {f"address:{address}"}
 
 
 @given(tenant=ids, session=ids, user=ids)
