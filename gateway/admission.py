@@ -29,6 +29,9 @@ class Admission:
 
     Args:
         clock: seconds, for buckets in this process.
+
+    Attributes:
+        most: sockets that the pod may hold.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Admission:
         self._proxies = Proxies(settings.trusted_proxies)
         self._knocks: OrderedDict[str, float] = OrderedDict()
         self._by_address: dict[str, int] = {}
+        self.most = settings.connections_max
         self._entering: set[Connection] = set()
         self._sockets = 0
 
@@ -59,7 +63,7 @@ class Admission:
         Raises:
             ClientError: 503 the pod is full, 429 the address has too many sockets or opens them too fast.
         """
-        if self._sockets >= self._settings.connections_max:
+        if self._sockets >= self.most:
             detail = f"this pod holds {self._sockets} sockets, as many as it may; connect again"
             raise ClientError(503, "pod_full", detail, retry_after_s=1, limit="pod")
         address = self._proxies.client(connection.peer, forwarded)

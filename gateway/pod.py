@@ -122,11 +122,12 @@ class Pod:
         self.counts = ConnectionCounts(
             self.commands, self.keys, self.id, lease_s, self.log, self._rewrite_counts
         )
+        self.admission = Admission(settings, self.counts, limiter, time.monotonic)
         self.sockets = WebSocketEndpoint(
             settings,
             self.keys,
             self.authenticator,
-            Admission(settings, self.counts, limiter, time.monotonic),
+            self.admission,
             self.origins,
             self.session_log,
             self.hub,

@@ -31,7 +31,8 @@ def over_the_limit(charged: Charged) -> ClientError:
     """The error for a send that was not allowed; it names the quota that lets the next one through last."""
     violated = [one for one in charged.standings if one.name in charged.violated]
     worst = max(violated, key=lambda one: one.window_s)
-    detail = f"more than {worst.most} sends {_WORDS[worst.name]}; wait {charged.retry_after_s:.3g} s"
+    limit = f"{worst.most} {'send' if worst.most == 1 else 'sends'} {_WORDS[worst.name]}"
+    detail = f"the limit of {limit} is reached; wait {charged.retry_after_s:.3g} s"
     return ClientError(
         429,
         "rate_limited",

@@ -133,9 +133,10 @@ async def run_gateway(settings: Settings) -> int:
     if settings.auth == "none":
         pod.log.warning("authentication_off", host=settings.host)
     calm_collector()
-    room = allow_sockets(settings.connections_max + settings.half_open_max)
-    if room < settings.connections_max + settings.half_open_max:
-        pod.log.warning("few_open_files", room_for=room, hint="raise the limit of open files (ulimit -n)")
+    room = allow_sockets(settings.connections_max + settings.half_open_max) - settings.half_open_max
+    if room < settings.connections_max:
+        pod.admission.most = max(room, 1)
+        pod.log.warning("few_open_files", connections_max=room, hint="raise the limit of open files")
     pod.log.info("pod_started", host=settings.host, port=settings.port, redis=pod.redis_shown)
     http_done = asyncio.Event()
 

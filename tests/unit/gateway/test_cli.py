@@ -13,7 +13,8 @@ import structlog
 
 from backplane.settings import Settings
 from gateway import cli, server
-from gateway.auth import Authenticator, Identity, Stated
+from gateway.auth import Authenticator
+from gateway.identity import Identity, Stated
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")

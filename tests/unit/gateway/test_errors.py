@@ -22,6 +22,7 @@ CONTRACT = {
     "SLOW_CONSUMER": 4001,
     "HEARTBEAT_MISSED": 4002,
     "REPLACED": 4003,
+    "RATE_LIMITED": 4029,
     "BAD_TOKEN": 4501,
     "FORBIDDEN": 4503,
     "BAD_REQUEST": 4504,
@@ -39,6 +40,7 @@ def test_close_codes_are_the_contracts() -> None:
     [
         (401, CloseCode.BAD_TOKEN),
         (403, CloseCode.FORBIDDEN),
+        (429, CloseCode.RATE_LIMITED),
         (400, CloseCode.BAD_REQUEST),
         (404, CloseCode.BAD_REQUEST),
         (422, CloseCode.BAD_REQUEST),
@@ -107,21 +109,46 @@ def test_problem_document() -> None:
         (400, None, {}),
         (401, None, {"WWW-Authenticate": "Bearer"}),
         (429, 7, {"Retry-After": "7"}),
-        (503, 0, {"Retry-After": "0"}),
+        (429, 7.0, {"Retry-After": "7"}),
+        (429, 7.001, {"Retry-After": "8"}),
+        (429, 0.2, {"Retry-After": "1"}),
+        (503, 0, {"Retry-After": "1"}),
+        (429, 86_399.5, {"Retry-After": "86400"}),
     ],
 )
-def test_problem_headers(status: int, retry_after_s: int | None, headers: dict[str, str]) -> None:
-    """401 names the scheme (RFC 9110, 11.6.1); what passes says when."""
+def test_problem_headers(status: int, retry_after_s: float | None, headers: dict[str, str]) -> None:
+    """401 names the scheme (RFC 9110, 11.6.1); what passes says when, in whole seconds, never too early."""
     error = ClientError(status, "bad_request", "x", retry_after_s=retry_after_s)
 
     assert dict(problem_headers(error)) == headers
 
 
+def test_headers_of_the_error_itself_come_along() -> None:
+    """What an error carries besides is sent too, before the usual ones."""
+    limits = (("RateLimit", '"minute";r=0;t=60'), ("RateLimit-Policy", '"minute";q=10;w=60'))
+    error = ClientError(429, "rate_limited", "x", retry_after_s=1.5, limit="minute", headers=limits)
+
+    assert problem_headers(error) == [*limits, ("Retry-After", "2")]
+
+
+def test_problem_document_names_the_limit() -> None:
+    """Which limit was reached stands in a member of its own; other problems have none."""
+    assert json.loads(problem_body(429, "rate_limited", "x", "minute"))["limit"] == "minute"
+    assert "limit" not in json.loads(problem_body(429, "rate_limited", "x"))
+
+
+@pytest.mark.parametrize(("status", "later"), [(400, False), (401, False), (403, False), (429, True), (503, True)])
+def test_what_may_go_well_later(status: int, later: bool) -> None:
+    """A socket that is refused for a while is answered in HTTP, where a client looks for Retry-After."""
+    assert ClientError(status, "bad_request", "x").is_for_later is later
+
+
 def test_problem_response() -> None:
     """Status, media type, headers and body belong together."""
-    response = problem_response(ClientError(503, "queue_full", "full", retry_after_s=5))
+    response = problem_response(ClientError(503, "queue_full", "full", retry_after_s=5, limit="pod"))
 
     assert response.status_code == 503
     assert response.headers["content-type"] == MEDIA_TYPE == "application/problem+json"
     assert response.headers["retry-after"] == "5"
     assert json.loads(bytes(response.body))["status"] == 503
+    assert json.loads(bytes(response.body))["limit"] == "pod"

@@ -99,16 +99,30 @@ def test_error_that_passes() -> None:
     assert message["data"]["error_type"] == "server"
     assert message["data"]["retryable"] is True
     assert message["data"]["retry_after_ms"] == 2_000
+    assert "limit" not in message["data"]
+
+
+@pytest.mark.parametrize(
+    ("retry_after_s", "ms"), [(0, 0), (0.0001, 1), (0.05, 50), (0.0501, 51), (1.5, 1_500), (86_400, 86_400_000)]
+)
+def test_error_over_a_limit(retry_after_s: float, ms: int) -> None:
+    """Which limit was reached, and when to come back: in whole milliseconds, never too early."""
+    problem = ClientError(429, "rate_limited", "slower", retry_after_s=retry_after_s, limit="messages")
+    [message] = messages(outgoing.error(IDENTITY, NOW, problem))
+    data = message["data"]
+
+    assert (data["retryable"], data["retry_after_ms"], data["limit"]) == (True, ms, "messages")
 
 
 def test_error_of_a_message_carries_its_ref() -> None:
     """The ref of a message that could not be taken is the message's own; so is when to try again."""
-    bad = BadMessage(ClientError(429, "too_many_in_flight", "wait", retry_after_s=1), "mine")
+    bad = BadMessage(ClientError(429, "too_many_in_flight", "wait", retry_after_s=1, limit="sends"), "mine")
     [message] = messages(outgoing.error(IDENTITY, NOW, bad))
 
     assert message["data"]["ref"] == "mine"
     assert message["data"]["retryable"] is True
     assert message["data"]["retry_after_ms"] == 1_000
+    assert message["data"]["limit"] == "sends"
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway import outgoing
 from gateway.errors import ClientError
-from gateway.protocol import TYPES, Ack, BadMessage, Chat, Ping, Pong, parse
+from gateway.protocol import TYPES, Ack, Auth, BadMessage, Chat, Ping, Pong, parse
 
 
 def refusal(data: bytes) -> BadMessage:
@@ -32,6 +32,8 @@ def said(**message: Any) -> bytes:
         (said(type="pong", ref=7), Pong(7)),
         (said(type="ack", seq=0), Ack(0)),
         (said(ref="r", seq=12, type="ack"), Ack(12, "r")),
+        (said(type="auth", token="a.b.c"), Auth("a.b.c")),
+        (said(type="auth", token="t" * 8_192, ref=1), Auth("t" * 8_192, 1)),
         (said(type="chat", message="hi"), Chat("hi")),
         (said(type="chat", message="hi", ref=1, agent_id="a", later="x"), Chat("hi", agent_id="a", ref=1)),
     ],
@@ -65,14 +67,16 @@ def test_chat_is_the_same_as_over_http() -> None:
         (b'{"type":"ping"} x', "not_json", "not JSON"),
         (b'{"type":"ping","ref":"\xff"}', "not_json", "not JSON"),
         (b'{"type":"ping","ref":"\\ud800"}', "not_json", "not JSON"),
-        (b'{"type":"chat","message":"x","user_info":' + b'{"a":' * 50_000, "not_json", "not JSON"),
+        (b'{"type":"chat","message":"x","user_info":' + b'{"a":' * 50_000, "invalid_field", "32 levels"),
+        (b'{"type":"chat","message":"x","user_info":' + b'{"a":' * 20, "not_json", "not JSON"),
         (b"[]", "not_an_object", "object"),
         (b'"ping"', "not_an_object", "object"),
         (b"null", "not_an_object", "object"),
-        (b"[" * 50_000, "not_an_object", "object"),
+        (b"[" * 50_000, "invalid_field", "32 levels"),
+        (b"[" * 20, "not_an_object", "object"),
         (said(), "unknown_type", "type is missing"),
         (said(type=None), "unknown_type", "type is missing"),
-        (said(type="dance"), "unknown_type", "'dance'; clients may send ping, pong, ack, chat"),
+        (said(type="dance"), "unknown_type", "'dance'; clients may send ping, pong, ack, auth, chat"),
         (said(type=5), "unknown_type", "type is 5"),
         (said(type="d\u202e" * 100), "unknown_type", "clients may send"),
         (said(type={"a": ["b"]}), "unknown_type", "clients may send"),
@@ -82,6 +86,11 @@ def test_chat_is_the_same_as_over_http() -> None:
         (said(type="ack", seq=-1), "invalid_field", "$.seq"),
         (said(type="ack", seq=1.5), "invalid_field", "$.seq"),
         (said(type="ack", seq=True), "invalid_field", "$.seq"),
+        (said(type="auth"), "invalid_field", "`token`"),
+        (said(type="auth", token=""), "invalid_field", "$.token"),
+        (said(type="auth", token=5), "invalid_field", "$.token"),
+        (said(type="auth", token=None), "invalid_field", "$.token"),
+        (said(type="auth", token="t" * 8_193), "invalid_field", "$.token"),
         (said(type="ping", ref=True), "invalid_field", "$.ref"),
         (said(type="ping", ref={}), "invalid_field", "$.ref"),
     ],
@@ -118,15 +127,27 @@ def test_refusal_carries_the_ref(ref: Any, told: Any) -> None:
 
 def test_refusal_keeps_when_to_try_again() -> None:
     """The way through a refusal with a ref loses nothing of what the client has to be told."""
-    error = BadMessage(ClientError(429, "too_many_in_flight", "wait", retry_after_s=3), "r")
+    error = BadMessage(ClientError(429, "rate_limited", "wait", retry_after_s=3, limit="messages"), "r")
 
-    assert (error.status, error.error_code, error.detail) == (429, "too_many_in_flight", "wait")
-    assert error.retry_after_s == 3
+    assert (error.status, error.error_code, error.detail) == (429, "rate_limited", "wait")
+    assert (error.retry_after_s, error.limit, error.ref) == (3, "messages", "r")
+
+
+def test_depth_is_the_settings() -> None:
+    """A message may be nested as deeply as was agreed, and no deeper; brackets in its text do not count."""
+    nested = said(type="chat", message="[{" * 50, user_info={"a": {"b": [1]}})
+    parse(nested, 4)
+    with pytest.raises(BadMessage, match="3 levels"):
+        parse(nested, 3)
 
 
 def test_the_types_that_are_named_are_those_that_are_read() -> None:
     """What a refusal tells a client to send is taken."""
-    minimal: dict[str, dict[str, Any]] = {"ack": {"seq": 0}, "chat": {"message": "x"}}
+    minimal: dict[str, dict[str, Any]] = {
+        "ack": {"seq": 0},
+        "auth": {"token": "a.b.c"},
+        "chat": {"message": "x"},
+    }
     for kind in TYPES:
         parse(said(type=kind, **minimal.get(kind, {})))
 
@@ -164,4 +185,4 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     except BadMessage as error:
         outgoing.error(None, 0.0, error)
     else:
-        assert isinstance(message, Ping | Pong | Ack | Chat)
+        assert isinstance(message, Ping | Pong | Ack | Auth | Chat)
