@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -92,7 +92,7 @@ class ConnectionCounts:
         pod_id: str,
         lease_s: float,
         log: Logger,
-        on_forgotten: Callable[[], Awaitable[None]] | None = None,
+        on_forgotten: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -298,7 +298,7 @@ class ConnectionCounts:
         surplus = [0] * len(keys)
         while keys:
             counts = await self._store.script(LEAVE, keys, [self._pod_id, _KEPT_MS, *surplus])
-            # No await from here on, until the differences are sent.
+            # No await between the answer and this.
             differences = {key: has - max(wanted[key], 0) for key, has in zip(keys, counts, strict=True)}
             keys = [key for key in keys if differences[key]]
             surplus = [differences[key] for key in keys]
@@ -334,7 +334,7 @@ class ConnectionCounts:
         await self._renewed()
         due = self._rewrites_due or self._lost or asyncio.get_running_loop().time() >= self._review_at
         if due and self._on_forgotten is not None and (self._mending is None or self._mending.done()):
-            self._mending = self._spawn(self._mend(self._on_forgotten))  # it may take longer than a lease
+            self._mending = self._spawn(self._on_forgotten())  # not waited for: a lease may be shorter
 
     async def left(self) -> None:
         """Give the lease back: what this pod still counts is deleted by the others. Nothing joins after that.
@@ -369,12 +369,6 @@ class ConnectionCounts:
         self._leased_until = asked_at + self._lease_s
         return self._pods
 
-    async def _mend(self, on_forgotten: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await on_forgotten()
-        except RedisUnavailable as error:
-            self._log.debug("connections_not_rewritten", reason=str(error))  # it is still due
-
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -384,7 +378,7 @@ class ConnectionCounts:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, RedisUnavailable):
+        if error is not None and not isinstance(error, RedisUnavailable):  # then it is told, or still due
             self._log.error("task_died", exc_info=error)
 
 

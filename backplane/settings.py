@@ -391,7 +391,7 @@ class Settings:
         unit="sends", least=0, most=1_000_000, group="Tiers",
     )  # fmt: skip
     connections_per_tenant: tuple[int, ...] = _setting(
-        (1_000, 5_000, 20_000, 0), "Sockets of a tenant, on all pods, per tier; 0: unlimited.",
+        (5_000, 20_000, 100_000, 0), "Sockets of a tenant, on all pods, per tier; 0: unlimited.",
         unit="sockets", least=0, group="Tiers",
     )  # fmt: skip
     queue_priority: tuple[int, ...] = _setting(
