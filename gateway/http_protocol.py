@@ -6,8 +6,10 @@ uvicorn keeps header lines without limit and lets a connection that says nothing
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.handshake import refuse_response
@@ -53,6 +55,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._came = 0  # bytes in the last segment
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -64,6 +67,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
+        self._came = len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
@@ -93,6 +97,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             # Its answer would be written into the socket's frames.
             self._refuse(400, "an upgrade must wait for the answer to the request before it")
+            return
+        upgrade = sys.exception()  # uvicorn calls this while it handles the parser's
+        if isinstance(upgrade, httptools.HttpParserUpgrade) and upgrade.args[0] < self._came:
+            # uvicorn would lose these bytes, and what follows a half of a frame be read as a head.
+            self._refuse(400, "nothing may be sent before the answer to an upgrade")
             return
         self._disarm()
         super().handle_websocket_upgrade()

@@ -640,13 +640,14 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=st.lists(steps, min_size=5, max_size=40))
 async def test_as_the_model(
     limiter: RateLimiter, clock: Clock, redis_client: Client, history: list[tuple[str, int]]
 ) -> None:
     """Any mix of sends, refunds, pauses, changed limits and jumps of the clock goes by the textbook."""
     redis_client.delete(*BUCKETS.values(), LIMITS)
+    clock.move(IN_2100_US - clock.us)
     model = Model()
     quotas = [Quota(name, most, WINDOWS_S[name]) for name, most in model.limits.items()]
     for what, value in history:
