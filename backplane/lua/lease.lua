@@ -1,6 +1,6 @@
--- Renew a router's lease.
--- KEYS: routers, by when their lease ends.  ARGV: router, lease (ms).
--- Returns all routers whose lease has not ended.
+-- Renew a process's lease.
+-- KEYS: processes, by when their lease ends.  ARGV: process, lease (ms).
+-- Returns all whose lease has not ended.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)

