@@ -6,6 +6,7 @@ A browser says of whom it speaks (``Origin``, RFC 6454); other clients say nothi
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from backplane.errors import ConfigurationError
@@ -18,6 +19,8 @@ class Origins:
 
     Args:
         text: with commas between them; ``https://*.example.com`` for all hosts below, ``*`` for all.
+        local: the service has no tokens, so a page may be of the same host only if that is this machine by its
+            address: a stranger's name can be made to point here (DNS rebinding).
 
     Attributes:
         pattern: matches the origins that may read answers across origins (CORS); None if there are none.
@@ -26,7 +29,8 @@ class Origins:
         ConfigurationError: one of them is none.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, local: bool = False) -> None:
+        self._local = local
         parts = [_pattern(part) for part in filter(None, map(str.strip, text.split(",")))]
         self.pattern = "|".join(parts) or None
         self._matches = re.compile(self.pattern).fullmatch if self.pattern else None
@@ -43,9 +47,22 @@ class Origins:
         if self._matches is not None and self._matches(origin.lower()):
             return True
         try:
-            return bool(host) and urlsplit(origin).netloc.lower() == (host or "").lower()
+            parts = urlsplit(origin)
+            same = bool(host) and parts.netloc.lower() == (host or "").lower()
         except ValueError:
             return False
+        return same and not (self._local and _is_name(parts.hostname or ""))
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host has to be looked up, and so may be anybody's name."""
+    if host == "localhost":
+        return False
+    try:
+        ip_address(host)
+    except ValueError:
+        return True
+    return False
 
 
 def _pattern(part: str) -> str:

@@ -112,7 +112,7 @@ class Pod:
         )
         self.hub = Hub(self.feed, self.session_log, self.log, self._heard)
         self.queue = TaskQueue(self.commands, settings.actions_queue_max)
-        self.origins = Origins(settings.allowed_origins)
+        self.origins = Origins(settings.allowed_origins, local=settings.auth == "none")
         limiter = RateLimiter(self.commands, self.keys)
         access = AgentAccess(settings, self.log)
         self.sender = Sender(settings, self.keys, self.session_log, self.queue, limiter, access)
