@@ -19,8 +19,8 @@ class Origins:
 
     Args:
         text: with commas between them; ``https://*.example.com`` for all hosts below, ``*`` for all.
-        local: the service has no tokens, so a page may be of the same host only if that is this machine by its
-            address: a stranger's name can be made to point here (DNS rebinding).
+        local: the service has no tokens, so a page may be of the same host only if that is this machine by
+            its address: a stranger's name can be made to point here (DNS rebinding).
 
     Attributes:
         pattern: matches the origins that may read answers across origins (CORS); None if there are none.
