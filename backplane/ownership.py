@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
 
+from backplane.errors import RedisUnavailable
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.presence import living
-from backplane.scripts import OWN
 from backplane.store import Store
-from backplane.wire import Argument
+from backplane.wire import Reply
 
-_ENTRIES_A_COMMAND = 500
+_COMMANDS_AT_ONCE = 1_000
 
 
 class Owned(NamedTuple):
@@ -44,20 +44,23 @@ class Ownership:
         self._store = store
         self._log = log
         self._ttl_ms = ttl_ms
-        self._tasks: set[asyncio.Task[object]] = set()
         self._key = keys.pod_connections(pod_id)
         self.keys = (self._key,)
 
     def own(self, owned: Owned) -> None:
         """Enter a connection; if Redis is away, `rewrite` will."""
-        self._spawn(self._enter(owned))
+        try:
+            for written in self._enter(owned):
+                written.add_done_callback(self._done)
+        except RedisUnavailable as error:
+            self._log.debug("ownership_not_written", reason=str(error))
 
     def disown(self, connection_id: str) -> None:
         """Strike a connection out; if Redis is away, `rewrite` leaves it out."""
-        self._spawn(self._strike(connection_id))
-
-    async def _strike(self, connection_id: str) -> None:
-        await self._store.call("HDEL", self._key, connection_id)
+        try:
+            self._store.call("HDEL", self._key, connection_id).add_done_callback(self._done)
+        except RedisUnavailable as error:
+            self._log.debug("ownership_not_written", reason=str(error))
 
     async def rewrite(self, everything: Iterable[Owned]) -> None:
         """Enter all connections anew, after Redis was away for long enough to forget them.
@@ -65,29 +68,27 @@ class Ownership:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        await self._store.call("DEL", *self.keys)
-        calls = []
+        await self._store.call("DEL", self._key)
+        calls: list[asyncio.Future[Reply]] = []
         for owned in everything:
-            calls.append(self._enter(owned))
-            if len(calls) == _ENTRIES_A_COMMAND:
+            calls += self._enter(owned)
+            if len(calls) >= _COMMANDS_AT_ONCE:
                 await asyncio.gather(*calls)
                 calls.clear()
         await asyncio.gather(*calls)
 
-    def _enter(self, owned: Owned) -> Coroutine[Any, Any, Any]:
+    def _enter(self, owned: Owned) -> tuple[asyncio.Future[Reply], asyncio.Future[Reply]]:
+        # Two commands and no script: this is most of what an opened connection writes.
         entry = msgspec.json.encode(owned._asdict())
-        args: list[Argument] = [owned.connection_id, entry, self._ttl_ms]
-        return self._store.script(OWN, [self._key], args)
+        call = self._store.call
+        return (
+            call("HSET", self._key, owned.connection_id, entry),
+            call("PEXPIRE", self._key, self._ttl_ms),
+        )
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._log.debug("ownership_not_written", reason=str(task.exception()))
+    def _done(self, written: asyncio.Future[Reply]) -> None:
+        if not written.cancelled() and written.exception() is not None:
+            self._log.debug("ownership_not_written", reason=str(written.exception()))
 
 
 async def list_connections(
