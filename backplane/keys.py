@@ -235,13 +235,18 @@ class Keys:
         return f"{self.revocations}:ends"
 
     @property
+    def revocation_counts(self) -> str:
+        """Hash of how many revocations each tenant has."""
+        return f"{self.revocations}:counts"
+
+    @property
     def revocation_news(self) -> str:
         """List of what changed last among the revocations."""
         return f"{self.revocations}:news"
 
     @property
     def revocation_version(self) -> str:
-        """Counts the changes of the revocations."""
+        """Hash of the revocations' lineage and number of changes."""
         return f"{self.revocations}:version"
 
     @property

@@ -19,7 +19,9 @@ def configure(level: str, form: str) -> None:
         form: ``json``, ``console`` or ``auto`` (console on a terminal).
     """
     console = form == "console" or (form == "auto" and sys.stdout.isatty())
-    renderer = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    # Plain: a traceback with local variables would show tokens.
+    console_renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = console_renderer if console else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

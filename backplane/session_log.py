@@ -19,6 +19,7 @@ ResumeStatus = Literal["fresh", "replayed", "reset"]
 
 _PAGE_ENTRIES = 256
 _PAGES_AT_ONCE = 32
+_HISTORIES_AT_ONCE = 8  # of these: who reads without a socket must not keep sockets waiting
 _MARKS_A_CALL = 200
 
 
@@ -100,6 +101,7 @@ class SessionLog:
         self._keys = keys
         self._page: list[Argument] = [_PAGE_ENTRIES, settings.replay_page_bytes]
         self._reading = asyncio.Semaphore(_PAGES_AT_ONCE)
+        self._histories = asyncio.Semaphore(_HISTORIES_AT_ONCE)
         self._ttl_ms = settings.session_log_max_age_s * 1125
 
     async def callback_list(self, tenant_id: str, session_id: str) -> str:
@@ -173,6 +175,10 @@ class SessionLog:
             NotYours: the session belongs to another user.
             RedisUnavailable: Redis did not answer.
         """
+        async with self._histories:
+            return await self._history(session, cursor, user)
+
+    async def _history(self, session: str, cursor: Position | None, user: str) -> History:
         owner, epoch = await self._commands.call("HMGET", session, "u", "e")
         if owner and user not in (owner.decode(), ANY_USER):
             raise NotYours

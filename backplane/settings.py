@@ -212,7 +212,7 @@ class Settings:
         unit="s", least=0, most=3600, group="Authentication",
     )  # fmt: skip
     revocations_kept_s: int = _setting(
-        30 * 86_400, "How long a revocation is kept; no token may live longer.",
+        365 * 86_400, "How long a revocation is kept: longer than any token lives, or that token would count again.",
         unit="s", least=60, most=10 * 365 * 86_400, group="Authentication",
     )  # fmt: skip
     access_check_url: str = _setting(
@@ -441,6 +441,8 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None]) -> Setting
             values[name] = _read(known[name], flag, flag_of(name))
     settings = Settings(**values)
     settings.keys()
+    if settings.admin_port == settings.port:
+        raise ConfigurationError(f"ADMIN_PORT and PORT are both {settings.port}; they must differ")
     return settings
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import NamedTuple
 
 from backplane.log import Logger
@@ -20,7 +20,9 @@ from gateway.fetch import Fetcher, FetchError
 from gateway.identity import Identity
 
 _MOST_ANSWERS = 10_000
-_MOST_WAITING = 1_000
+_MOST_WAITING = 256
+_MOST_OF_A_TENANT = 32
+_AT_ONCE = 16  # an HTTP client with a queue of its own gets slow long before that is long
 
 
 class _Who(NamedTuple):
@@ -43,6 +45,8 @@ class AgentAccess:
         self._open = settings.access_check_failure == "open"
         self._answers: OrderedDict[_Who, tuple[bool, float]] = OrderedDict()
         self._asking: dict[_Who, asyncio.Task[bool]] = {}
+        self._waiting = Counter[str]()
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._told = ""
         self._fetcher: Fetcher | None = None
         if settings.access_check_url:
@@ -69,17 +73,25 @@ class AgentAccess:
             raise ClientError(403, "agent_forbidden", f"you may not speak to the agent {agent_id}")
 
     def _ask(self, fetcher: Fetcher, who: _Who) -> asyncio.Task[bool]:
-        """One question at a time for the same; who comes meanwhile shares its answer."""
+        """One question at a time for the same; who comes meanwhile shares its answer.
+
+        Raises:
+            ClientError: 503, too many questions wait: one tenant must not keep the others from asking. That
+                we are busy says nothing of who may do what, so it never lets anybody through.
+        """
         asking = self._asking.get(who)
         if asking is None:
-            if len(self._asking) >= _MOST_WAITING:
-                raise FetchError("too many questions wait for their answers")
+            of_tenant = self._waiting[who.tenant_id]
+            if of_tenant >= _MOST_OF_A_TENANT or len(self._asking) >= _MOST_WAITING:
+                raise _unknown("too many questions about agents wait for their answers; try again shortly")
+            self._waiting[who.tenant_id] += 1
             asking = self._asking[who] = asyncio.create_task(self._answer(fetcher, who))
             asking.add_done_callback(lambda done: self._asked(who, done))
         return asking
 
     async def _answer(self, fetcher: Fetcher, who: _Who) -> bool:
-        answer = await fetcher.ask(who._asdict())
+        async with self._slots:
+            answer = await fetcher.ask(who._asdict())
         if answer.status in (403, 404):
             return False
         document = answer.document
@@ -90,6 +102,9 @@ class AgentAccess:
 
     def _asked(self, who: _Who, done: asyncio.Task[bool]) -> None:
         del self._asking[who]
+        self._waiting[who.tenant_id] -= 1
+        if not self._waiting[who.tenant_id]:
+            del self._waiting[who.tenant_id]
         if done.cancelled() or done.exception() is not None:
             return
         self._told = ""
@@ -104,5 +119,8 @@ class AgentAccess:
             self._log.error("access_check_failed", reason=reason, let_through=self._open)
         if self._open:
             return True
-        detail = "it cannot be told now whether you may speak to this agent; try again shortly"
-        raise ClientError(503, "access_unknown", detail, retry_after_s=2)
+        raise _unknown("it cannot be told now whether you may speak to this agent; try again shortly")
+
+
+def _unknown(detail: str) -> ClientError:
+    return ClientError(503, "access_unknown", detail, retry_after_s=2)

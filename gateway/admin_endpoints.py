@@ -5,7 +5,9 @@ A tenant's administrator sees and changes what is its tenant's; an operator (ten
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -22,19 +24,21 @@ from gateway.chat import invalid_field
 from gateway.control import CloseOrder
 from gateway.errors import ClientError
 from gateway.http import bearer_token, json_response, query, read_body
-from gateway.identity import Grant, check_scope, check_tenant
+from gateway.identity import OPERATOR, Grant, check_scope, check_tenant, valid_id, valid_user
 from gateway.pod import Pod
 
 _MOST_LISTED = 1_000
 _LIMITS = (*OVERRIDES.values(), "connections")
+_TOKEN_ID = re.compile(r"[!-~]{1,256}")
+_TokenId = Annotated[str, msgspec.Meta(pattern=f"^{_TOKEN_ID.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class _Revoke(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of ``POST /api/admin/revocations``: a token, a user's tokens, or a tenant's."""
+    """Body of ``POST /api/admin/revocations``: a token, a user's tokens, or (if it is named) a tenant's."""
 
     tenant_id: _Text | None = None
-    token_id: _Text | None = None
+    token_id: _TokenId | None = None
     user_id: _Text | None = None
     issued_before: float | None = None
 
@@ -74,8 +78,8 @@ class AdminEndpoints:
         asked = query(request)
         wanted = {
             "tenant_id": check_tenant(grant, asked.get("tenant_id")),
-            "session_id": asked.get("session_id"),
-            "user_id": asked.get("user_id"),
+            "session_id": _checked(asked.get("session_id"), "session_id", valid_id),
+            "user_id": _checked(asked.get("user_id"), "user_id", valid_user),
         }
         limit = _whole(asked.get("limit", "100"), "limit", 1, _MOST_LISTED)
         found, more = await list_connections(
@@ -90,7 +94,12 @@ class AdminEndpoints:
         """Close connections on all pods."""
         grant = await self._admin(request)
         asked = await self._body(request, _Close)
-        whose = {"tenant_id": check_tenant(grant, asked.tenant_id)}
+        whose = {
+            "tenant_id": check_tenant(grant, asked.tenant_id),
+            "session_id": _checked(asked.session_id, "session_id", valid_id),
+            "user_id": _checked(asked.user_id, "user_id", valid_user),
+            "connection_id": _checked(asked.connection_id, "connection_id", valid_id),
+        }
         order = CloseOrder(**(msgspec.structs.asdict(asked) | whose))
         if order.is_for_all:
             detail = "say which: tenant_id, session_id, user_id or connection_id"
@@ -101,8 +110,7 @@ class AdminEndpoints:
     async def revocations(self, request: Request) -> Response:
         """List what is revoked."""
         tenant_id = check_tenant(await self._admin(request), query(request).get("tenant_id"))
-        entries = await self._pod.enforcement.revocations.everything()
-        return json_response({"revocations": [one for one in entries if tenant_id in (None, one.tenant_id)]})
+        return json_response({"revocations": await self._pod.enforcement.revocations.everything(tenant_id)})
 
     async def revoke(self, request: Request) -> Response:
         """Revoke a token (``token_id``), a user's tokens (``user_id``) or all of a tenant."""
@@ -111,7 +119,8 @@ class AdminEndpoints:
         kind, tenant_id, name = self._which(grant, asked.tenant_id, asked.token_id, asked.user_id)
         now = time.time()
         before = now if asked.issued_before is None else min(asked.issued_before, now)
-        revocation = Revocation(kind, tenant_id, name, before, now + self._pod.settings.revocations_kept_s)
+        until = int(now) + self._pod.settings.revocations_kept_s
+        revocation = Revocation(kind, tenant_id, name, before, until)
         try:
             await self._pod.enforcement.revocations.revoke(revocation, now)
         except LimitReached as error:
@@ -122,6 +131,9 @@ class AdminEndpoints:
         """End a revocation, with ``?tenant_id=`` and ``token_id=`` or ``user_id=``."""
         grant = await self._admin(request)
         asked = query(request)
+        unknown = [name for name in asked if name not in ("tenant_id", "token_id", "user_id")]
+        if unknown:
+            raise ClientError(400, "invalid_field", "say which by tenant_id, token_id and user_id")
         which = self._which(grant, asked.get("tenant_id"), asked.get("token_id"), asked.get("user_id"))
         if not await self._pod.enforcement.revocations.lift(*which, time.time()):
             raise ClientError(404, "not_found", "there is no such revocation")
@@ -130,14 +142,21 @@ class AdminEndpoints:
     def _which(
         self, grant: Grant, tenant_id: str | None, token_id: str | None, user_id: str | None
     ) -> tuple[Kind, str, str]:
-        tenant = check_tenant(grant, tenant_id)
+        of_operators = tenant_id == OPERATOR and grant.tenant_id in (None, OPERATOR)
+        tenant = OPERATOR if of_operators else check_tenant(grant, tenant_id)
         if tenant is None:
             raise ClientError(422, "missing_id", "say whose: tenant_id")
         if token_id is not None and user_id is not None:
             raise ClientError(422, "invalid_field", "token_id or user_id, not both")
         if token_id is not None:
+            if _TOKEN_ID.fullmatch(token_id) is None:
+                raise ClientError(422, "invalid_id", "token_id must be visible ASCII, 256 characters at most")
             return "token", tenant, token_id
-        return ("tenant", tenant, "") if user_id is None else ("user", tenant, user_id)
+        if user_id is not None:
+            return "user", tenant, valid_user(user_id, "user_id")
+        if tenant_id is None:  # all of a tenant's tokens: never by leaving something out
+            raise ClientError(422, "missing_id", "say which: token_id, user_id, or tenant_id for all of it")
+        return "tenant", tenant, ""
 
     async def limits(self, request: Request) -> Response:
         """The limits that a tenant has instead of its tier's."""
@@ -150,7 +169,7 @@ class AdminEndpoints:
     async def set_limits(self, request: Request) -> Response:
         """Set them, all at once: what is left out is the tier's again. For operators only."""
         grant = await self._admin(request)
-        if grant.tenant_id not in (None, "*"):
+        if grant.tenant_id not in (None, OPERATOR):
             raise ClientError(403, "forbidden", "only an operator's token may change a tenant's limits")
         tenant_id = check_tenant(grant, request.path_params["tenant_id"])
         assert tenant_id is not None
@@ -158,10 +177,10 @@ class AdminEndpoints:
         unknown = [name for name in asked if name not in _LIMITS]
         if unknown:
             raise ClientError(422, "invalid_field", f"limits are {', '.join(_LIMITS)}")
-        key = self._pod.keys.tenant_limits(tenant_id)
-        await self._pod.commands.call("DEL", key)
-        if asked:
-            await self._pod.commands.call("HSET", key, *[part for pair in asked.items() for part in pair])
+        key, call = self._pod.keys.tenant_limits(tenant_id), self._pod.commands.call
+        if asked:  # first: a send in between must not go by no limits at all
+            await call("HSET", key, *[part for pair in asked.items() for part in pair])
+        await call("HDEL", key, *[name for name in _LIMITS if name not in asked], "none")
         return json_response(asked)
 
     async def _admin(self, request: Request) -> Grant:
@@ -178,7 +197,11 @@ class AdminEndpoints:
             raise ClientError(400, "not_json", f"the body is not JSON: {error}") from None
 
 
+def _checked(value: str | None, name: str, check: Callable[[str, str], str]) -> str | None:
+    return None if value is None else check(value, name)
+
+
 def _whole(text: str, name: str, least: int, most: int) -> int:
-    if not text.isascii() or not text.isdecimal() or not least <= int(text[:9]) <= most:
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not least <= int(text) <= most:
         raise ClientError(400, "invalid_field", f"{name} must be a whole number from {least} to {most}")
     return int(text)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backplane.presence import Summary, living
 from gateway.admin_endpoints import AdminEndpoints
-from gateway.http import Endpoint, bearer_token, exception_handlers, json_response
+from gateway.errors import ClientError
+from gateway.http import Endpoint, bearer_token, exception_handlers, json_response, problem_response
 from gateway.identity import check_scope
 from gateway.messages_endpoint import messages_endpoint
 from gateway.pod import Pod
@@ -53,8 +56,31 @@ def build_admin_app(pod: Pod) -> Starlette:
     return _app(pod, [*_health_routes(pod), *_operators_routes(pod)])
 
 
+_HARMLESS = ("/health", "/livez", "/readyz")  # asked by load balancers, under any name
+
+
+class _LocalPages:
+    """Without tokens, web pages of others may not use the service through a browser on this machine."""
+
+    def __init__(self, app: ASGIApp, pod: Pod) -> None:
+        self._app = app
+        self._pod = pod
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in _HARMLESS:
+            headers = Headers(scope=scope)
+            if not self._pod.origins.allows_request(headers.get("origin"), headers.get("host")):
+                detail = "without tokens, only pages and names of this machine may use the service"
+                self._pod.refused["origin_not_allowed"] += 1
+                await problem_response(ClientError(403, "origin_not_allowed", detail))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def _app(pod: Pod, routes: list[Route]) -> Starlette:
     middleware = []
+    if pod.settings.auth == "none":
+        middleware.append(Middleware(_LocalPages, pod=pod))
     if pod.origins.pattern is not None:
         middleware.append(
             Middleware(

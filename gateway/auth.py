@@ -95,6 +95,10 @@ class Authenticator:
             raise ConfigurationError(
                 "AUTH=jwt needs ORCHESTRATOR_JWT_SECRET (32 bytes or more), JWT_KEYS_DIR or JWT_JWKS_URL"
             )
+        if self._jwks is not None and all(name.startswith("HS") for name in self._allowed):
+            raise ConfigurationError(
+                "JWT_JWKS_URL needs RS256, ES256, EdDSA or the like among the JWT_ALGORITHMS"
+            )
         if self._jwks is None and not any(key.algorithms & self._allowed for key in self._ring):
             raise ConfigurationError("JWT_ALGORITHMS has no algorithm that fits any of the keys")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from backplane.errors import InvalidId
+from backplane.errors import ConfigurationError, InvalidId
 from backplane.keys import TIERS, check_id, check_user_id
 from backplane.settings import Settings
 from gateway.errors import ClientError
@@ -30,7 +30,11 @@ class ClaimNames(NamedTuple):
 
 
 def claim_names(settings: Settings) -> ClaimNames:
-    """The names of a deployment."""
+    """The names of a deployment.
+
+    Raises:
+        ConfigurationError: an unknown scope.
+    """
     return ClaimNames(
         settings.jwt_claim_tenant,
         settings.jwt_claim_tier,
@@ -38,8 +42,16 @@ def claim_names(settings: Settings) -> ClaimNames:
         settings.jwt_claim_sessions,
         settings.jwt_claim_agents,
         settings.jwt_claim_scopes,
-        frozenset(settings.jwt_default_scopes.replace(",", " ").split()) & frozenset(SCOPES),
+        _default_scopes(settings),
     )
+
+
+def _default_scopes(settings: Settings) -> frozenset[str]:
+    scopes = frozenset(settings.jwt_default_scopes.split())
+    if not scopes <= frozenset(SCOPES):
+        shown = ", ".join(sorted(scopes - frozenset(SCOPES)))
+        raise ConfigurationError(f"JWT_DEFAULT_SCOPES: {shown} is none of {' '.join(SCOPES)}")
+    return scopes
 
 
 def read_claims(names: ClaimNames, claims: dict[str, Any]) -> Grant:

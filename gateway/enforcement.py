@@ -38,7 +38,9 @@ class Enforcement:
         self._sockets = sockets
         self._spawn = spawn
         self._log = log
-        self.revocations = Revocations(store, keys, self._on_revoked)
+        self.revocations = Revocations(store, keys, self._on_revoked, log)
+        self._ending: asyncio.Task[None] | None = None
+        self._again = False
         self._control = keys.control_channel
         self._changed = keys.revocation_channel
         self.channels = (self._control, self._changed)
@@ -73,16 +75,28 @@ class Enforcement:
             return False
         return self.revocations.hits(grant.tenant_id, grant.user_id, grant.token_id, grant.issued_at)
 
-    def _on_revoked(self, new: list[Revocation]) -> None:
-        self._spawn(self._end_revoked(len(new)))
+    def problem(self) -> str | None:
+        """Why nobody can be let in; None if that can be told."""
+        return None if self.revocations.loaded else f"revocations: {self.revocations.problem}"
 
-    async def _end_revoked(self, revocations: int) -> None:
+    def _on_revoked(self, _new: list[Revocation]) -> None:
+        self._again = True
+        if self._ending is None or self._ending.done():
+            self._ending = self._spawn(self._end_revoked())
+
+    async def _end_revoked(self) -> None:
+        """One walk over all sockets at a time, however many revocations come."""
+        while self._again:
+            self._again = False
+            await self._end_once()
+
+    async def _end_once(self) -> None:
         def is_revoked(identity: Identity, _connection_id: str) -> bool:
             return self._is_revoked(identity.grant)
 
         error = ClientError(401, "token_revoked", "the token was revoked; get a new one")
         ended = await self._sockets().end_where(is_revoked, error)
-        self._log.info("tokens_revoked", revocations=revocations, sockets=ended)
+        self._log.info("tokens_revoked", revocations=len(self.revocations), sockets=ended)
 
     async def _close(self, order: CloseOrder) -> None:
         sockets = self._sockets()

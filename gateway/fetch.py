@@ -76,7 +76,7 @@ class Fetcher:
             raise FetchError(f"no answer within {self._timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise FetchError(f"{type(error).__name__}: {error}") from None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise FetchError("the answer is not JSON") from None
 
     async def _ask(self, body: bytes | None) -> Answer:

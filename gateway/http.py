@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from backplane.errors import RedisUnavailable
@@ -89,6 +89,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
                 body += chunk
                 if len(body) > most:
                     raise ClientError(413, "message_too_large", f"the body is over the limit of {most} bytes")
+    except ClientDisconnect:
+        raise ClientError(400, "bad_request", "the body ended before it was whole") from None
     except TimeoutError:
         detail = f"the body did not come within {settings.request_timeout_s:g} s"
         raise ClientError(408, "request_timeout", detail) from None

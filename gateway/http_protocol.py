@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.handshake import refuse_response
 from gateway.problem import problem_body
@@ -19,7 +19,7 @@ MAX_HEAD_BYTES = 16 * 1024
 
 
 class HalfOpen:
-    """The connections of a pod whose request head is not complete: the oldest has to go for one too many.
+    """The connections of a pod that wait for (the rest of) a head: the oldest has to go for one too many.
 
     So whoever opens connections and says nothing cannot keep out those who have something to say.
     """
@@ -54,7 +54,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._head_bytes = 0
         self._in_head = True
+        self._reading: RequestResponseCycle | None = None  # the request of which the body is coming
         self._head_timer: asyncio.TimerHandle | None = None
+        self._upgraded = False
         self._came = 0  # bytes in the last segment
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -69,14 +71,42 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         self._came = len(data)
         super().data_received(data)
+        if self._idle and self._head_timer is None and not self._upgraded and not self.transport.is_closing():
+            # uvicorn stops its keep-alive timer at any byte, also one (CRLF) that begins no request.
+            self._arm()
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being read or answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def _is_unread(self) -> bool:
+        """Whether a request was answered before all of its body came."""
+        return self._reading is not None and self._reading.response_complete
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._is_unread and self._head_timer is None:
+            self._arm()  # the rest of it is thrown away, but not for as long as the client likes
+        elif self._idle:
+            self.half_open.add(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
         if self._head_timer is None:
             self._arm()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # The parser brings trailers the same way. A request is judged by its head: what comes behind the body
+        # is no part of that (RFC 9110, 6.5.1), and nothing would bound it.
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -85,9 +115,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._refuse(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
             return
+        if not self._is_plain():
+            detail = "the body must have a Content-Length or be chunked, and the host be named once"
+            self._refuse(400, detail)
+            return
         super().on_headers_complete()
+        self._reading = self.cycle
+
+    def _is_plain(self) -> bool:
+        """Whether another reader finds the same end of the body, and the same host (RFC 9112, 6.1 and 3.2).
+
+        The parser itself refuses two lengths, and a length beside a coding. But it takes any codings of which
+        the last is "chunked", and takes them in HTTP/1.0 too, of which proxies may know nothing.
+        """
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if sum(name == b"host" for name, _ in self.headers) > 1:
+            return False
+        return not codings or (codings == [b"chunked"] and self.parser.get_http_version() != "1.0")
 
     def on_message_complete(self) -> None:
+        self._reading = None
         super().on_message_complete()
         self._head_bytes = 0
 
@@ -103,6 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             # uvicorn would lose these bytes, and what follows a half of a frame be read as a head.
             self._refuse(400, "nothing may be sent before the answer to an upgrade")
             return
+        self._upgraded = True
         self._disarm()
         super().handle_websocket_upgrade()
 
@@ -118,7 +166,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _too_late(self) -> None:
         self._disarm()
-        if not self.transport.is_closing():
+        if self._is_unread:
+            self.transport.close()  # it has its answer
+        elif not self.transport.is_closing():
             self._refuse(408, f"the request's head did not come within {self.head_timeout_s:g} s")
 
     def _refuse(self, status: int, detail: str) -> None:

@@ -95,7 +95,7 @@ def settle(grant: Grant, stated: Stated) -> Identity:
         tenant_id=_id(_agreed(grant.tenant_id, stated.tenant_id, names[0]), names[0]),
         tenant_tier=_tier(_agreed(grant.tenant_tier, stated.tenant_tier, names[1]), names[1]),
         session_id=_session(grant, stated.session_id, names[2]),
-        user_id=_user(_agreed(grant.user_id, stated.user_id, names[3]), names[3]),
+        user_id=_user_or_none(_agreed(grant.user_id, stated.user_id, names[3]), names[3]),
         agent_id=None if stated.agent_id is None else _id(stated.agent_id, names[4]),
         grant=grant,
     )
@@ -114,6 +114,9 @@ def renewed(identity: Identity, grant: Grant) -> Identity:
         return identity
     if (grant.tenant_id, grant.user_id) != (identity.grant.tenant_id, identity.grant.user_id):
         raise ClientError(403, "forbidden", "the new token is of another tenant or user; open a new socket")
+    if identity.owner == ANY_USER and "admin" not in grant.scopes:
+        detail = "the new token does not allow all of the tenant's sessions; open a new socket"
+        raise ClientError(403, "forbidden", detail)
     if not allows(grant.sessions, identity.session_id):
         raise ClientError(403, "forbidden", "the new token does not allow this session; open a new socket")
     check_scope(grant, "listen")
@@ -191,15 +194,37 @@ def _session(grant: Grant, stated: str | None, name: str) -> str:
 def _id(value: str | None, name: str) -> str:
     if value is None:
         raise ClientError(400, "missing_id", f"{name} is needed")
+    return valid_id(value, name)
+
+
+def valid_id(value: str, name: str) -> str:
+    """An id other than a user's, checked.
+
+    Args:
+        name: what it is, in the client's words.
+
+    Raises:
+        ClientError: 400.
+    """
     try:
         return check_id(value, name)
     except InvalidId as error:
         raise ClientError(400, "invalid_id", str(error)) from None
 
 
-def _user(value: str | None, name: str) -> str | None:
-    if value is None:
-        return None
+def _user_or_none(value: str | None, name: str) -> str | None:
+    return None if value is None else valid_user(value, name)
+
+
+def valid_user(value: str, name: str) -> str:
+    """A user id, checked.
+
+    Args:
+        name: what it is, in the client's words.
+
+    Raises:
+        ClientError: 400.
+    """
     try:
         return check_user_id(value, name)
     except InvalidId as error:

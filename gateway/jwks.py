@@ -96,6 +96,10 @@ class Jwks:
         except (FetchError, ValueError) as error:
             self._fail(str(error))
             return False
+        except Exception as error:  # noqa: BLE001  # somebody else's document must not end a pod
+            self._log.exception("jwks_not_understood")
+            self._fail(type(error).__name__)
+            return False
         if self.problem:
             self._log.info("jwks_fetched", keys=len(keys))
         self.problem = ""

@@ -53,6 +53,19 @@ class Origins:
             return False
         return same and not (self._local and _is_name(parts.hostname or ""))
 
+    def allows_request(self, origin: str | None, host: str | None) -> bool:
+        """Whether a request may be answered where there are no tokens: as `allows`, and by its own name."""
+        if self._local and origin is None and host and _is_name(_host_of(host)):
+            return False
+        return self.allows(origin, host)
+
+
+def _host_of(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
 
 def _is_name(host: str) -> bool:
     """Whether a host has to be looked up, and so may be anybody's name."""

@@ -108,11 +108,13 @@ class Pod:
             self.commands,
             lambda number: self.keys.pod_channel(self.id, number),
             settings.probe_interval_s,
-            self.authenticator.problem,
+            self._unable,
         )
         self.hub = Hub(self.feed, self.session_log, self.log, self._heard)
         self.queue = TaskQueue(self.commands, settings.actions_queue_max)
-        self.origins = Origins(settings.allowed_origins, local=settings.auth == "none")
+        self.origins = Origins(
+            settings.allowed_origins, local=settings.auth == "none" and not settings.allow_insecure
+        )
         limiter = RateLimiter(self.commands, self.keys)
         access = AgentAccess(settings, self.log)
         self.sender = Sender(settings, self.keys, self.session_log, self.queue, limiter, access)
@@ -225,6 +227,10 @@ class Pod:
 
     def _on_push(self, push: list[Any]) -> None:
         self.hub.on_push(push)
+
+    def _unable(self) -> str | None:
+        problem = self.authenticator.problem()
+        return problem if self.settings.auth == "none" else problem or self.enforcement.problem()
 
     def _heard(self, channel: bytes, payload: bytes) -> None:
         if not self.enforcement.heard(channel, payload):

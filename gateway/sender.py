@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -66,7 +65,6 @@ class Sender:
         """
         check_scope(identity.grant, "chat")
         check_agent(identity.grant, context.agent_id)
-        await self._access.check(identity, context.agent_id)
         keys, tier, now = self._keys, identity.tenant_tier, time.time()
         queue_name, task_id = keys.actions(tier), uuid4()
         try:
@@ -75,7 +73,8 @@ class Sender:
                 self._settings, identity, context, body,
                 task_id=task_id, action_id=uuid4(), queue_name=queue_name, callback_queue=callbacks, now=now,
             )  # fmt: skip
-            position, charged = await self._admit(identity, keys.session(callbacks, identity.session_id))
+            session = keys.session(callbacks, identity.session_id)
+            position, charged = await self._admit(identity, context.agent_id, session)
             await self._push(identity, queue_name, action)
         except RedisUnavailable:
             raise redis_unavailable() from None
@@ -93,21 +92,23 @@ class Sender:
         }
         return Accepted(answer, () if charged is None else rate_headers(charged.standings))
 
-    async def _admit(self, identity: Identity, session: str) -> tuple[Position, Charged | None]:
-        """Check the session's owner and charge the rate limits, in one round trip."""
-        position, charged = await asyncio.gather(
-            self._log.ensure(session, identity.owner), self._charge(identity), return_exceptions=True
-        )
-        went_through = isinstance(charged, Charged) and charged.allowed
-        if isinstance(position, BaseException):
-            if went_through:
-                await self._refund(identity)
-            raise session_taken() if isinstance(position, NotYours) else position
-        if isinstance(charged, BaseException):
-            raise charged
+    async def _admit(
+        self, identity: Identity, agent_id: str, session: str
+    ) -> tuple[Position, Charged | None]:
+        """Charge the rate limits, and only then ask or begin anything: what is refused must cost nothing."""
+        charged = await self._charge(identity)
         if charged is not None and not charged.allowed:
             raise over_the_limit(charged)
-        return position, charged
+        try:
+            await self._access.check(identity, agent_id)
+            return await self._log.ensure(session, identity.owner), charged
+        except NotYours:
+            await self._refund(identity)
+            raise session_taken() from None
+        except ClientError as error:
+            if error.is_for_later:
+                await self._refund(identity)
+            raise
 
     async def _charge(self, identity: Identity) -> Charged | None:
         """None where Redis cannot tell, and that is to be let through."""

@@ -9,7 +9,7 @@ import resource
 import signal
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -97,18 +97,33 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def allow_sockets(wanted: int) -> int:
-    """Let the process have as many open files as the system allows it, up to what its sockets need.
+class Room(NamedTuple):
+    """How many connections a process has open files for."""
 
-    Returns:
-        How many sockets there is room for.
+    sockets: int
+    half_open: int
+
+
+def make_room(sockets: int, half_open: int) -> Room:
+    """Raise the limit of open files as far as needed and allowed, and deal out what there is.
+
+    Raises:
+        ConfigurationError: it is too low for any service.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + _OTHER_FILES
+    needed = sockets + half_open + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else min(wanted, soft - _OTHER_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return Room(sockets, half_open)
+    files = soft - _OTHER_FILES
+    if files < _OTHER_FILES:
+        raise ConfigurationError(
+            f"at most {soft} files may be open; raise that limit (ulimit -n) to 1024 or more"
+        )
+    half_open = min(half_open, files // 8)
+    return Room(min(sockets, files - half_open), half_open)
 
 
 async def run_gateway(settings: Settings) -> int:
@@ -121,11 +136,12 @@ async def run_gateway(settings: Settings) -> int:
         ConfigurationError: the settings do not fit together, or the port cannot be had.
     """
     check_exposure(settings)
+    room = make_room(settings.connections_max, settings.half_open_max)
     pod = Pod(settings)
-    servers = [QuietServer(_config(pod, build_app(pod)))]
+    servers = [QuietServer(_config(pod, build_app(pod), room))]
     listening = [listening_socket(settings.host, settings.port)]
     if settings.admin_port:
-        servers.append(QuietServer(_config(pod, build_admin_app(pod), sockets=False)))
+        servers.append(QuietServer(_config(pod, build_admin_app(pod), room, sockets=False)))
         listening.append(listening_socket(settings.host, settings.admin_port))
     stopping = Stopping()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -133,10 +149,9 @@ async def run_gateway(settings: Settings) -> int:
     if settings.auth == "none":
         pod.log.warning("authentication_off", host=settings.host)
     calm_collector()
-    room = allow_sockets(settings.connections_max + settings.half_open_max) - settings.half_open_max
-    if room < settings.connections_max:
-        pod.admission.most = max(room, 1)
-        pod.log.warning("few_open_files", connections_max=room, hint="raise the limit of open files")
+    if room.sockets < settings.connections_max:
+        pod.admission.most = room.sockets
+        pod.log.warning("few_open_files", connections_max=room.sockets, hint="raise the limit of open files")
     pod.log.info("pod_started", host=settings.host, port=settings.port, redis=pod.redis_shown)
     http_done = asyncio.Event()
 
@@ -163,14 +178,14 @@ async def run_gateway(settings: Settings) -> int:
     return 0 if clean else 1
 
 
-def _config(pod: Pod, app: Starlette, *, sockets: bool = True) -> uvicorn.Config:
+def _config(pod: Pod, app: Starlette, room: Room, *, sockets: bool = True) -> uvicorn.Config:
     def new_connection(**_uvicorn: Any) -> Connection:
         return Connection(pod.sockets)
 
     return uvicorn.Config(
         app,
         ws=new_connection if sockets else "none",  # type: ignore[arg-type]  # it is only called
-        http=bounded_protocol(pod.settings.handshake_timeout_s, pod.settings.half_open_max),
+        http=bounded_protocol(pod.settings.handshake_timeout_s, room.half_open),
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -34,7 +34,7 @@ _ENTRY = re.compile(r"(?P<kid>[^/\0]{1,200})\.(?P<kind>pem|secret)")
 
 
 class Key(NamedTuple):
-    """One key.
+    """One key; its ``repr`` does not show it.
 
     Attributes:
         kid: its name in tokens; None: it is for those that name none.
@@ -45,6 +45,9 @@ class Key(NamedTuple):
     kid: str | None
     algorithms: frozenset[str]
     material: Any
+
+    def __repr__(self) -> str:
+        return f"Key({self.kid!a}, {sorted(self.algorithms)})"
 
 
 class KeyRing:
@@ -141,11 +144,11 @@ def _jwk(entry: dict[str, Any]) -> Key | None:
     kid, algorithm = entry.get("kid"), entry.get("alg")
     try:
         public = PyJWK(entry).key
-    except (PyJWTError, ValueError, TypeError):
+    except (PyJWTError, ValueError, TypeError, KeyError):
         return None
     algorithms = _algorithms_of(public)
     if algorithm is not None:
-        algorithms &= {algorithm}
+        algorithms = frozenset(one for one in algorithms if one == algorithm)
     return Key(kid if isinstance(kid, str) else None, algorithms, public) if algorithms else None
 
 

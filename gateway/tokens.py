@@ -12,9 +12,7 @@ from backplane.errors import ConfigurationError
 from backplane.keys import check_id, check_user_id
 from backplane.settings import Settings
 from gateway.identity import OPERATOR, SCOPES
-from gateway.signing_keys import LEAST_SECRET_BYTES
-
-_ALGORITHMS = ("HS256", "HS384", "HS512")
+from gateway.signing_keys import LEAST_SECRET_BYTES, secret_key
 
 
 def issue_token(
@@ -41,8 +39,11 @@ def issue_token(
         ConfigurationError: there is no usable JWT_SECRET, or JWT_ALGORITHMS has no HMAC.
         InvalidId: an id is not valid.
     """
-    algorithm = next((name for name in settings.jwt_algorithms.split(",") if name.strip() in _ALGORITHMS), "")
-    if not algorithm or len(settings.jwt_secret.encode()) < LEAST_SECRET_BYTES:
+    secret = settings.jwt_secret.encode()
+    usable = secret_key(secret, None, "").algorithms if len(secret) >= LEAST_SECRET_BYTES else frozenset()
+    allowed = [name.strip() for name in settings.jwt_algorithms.split(",")]
+    algorithm = next((name for name in allowed if name in usable), "")
+    if not algorithm:
         raise ConfigurationError(
             f"tokens are signed with ORCHESTRATOR_JWT_SECRET of {LEAST_SECRET_BYTES} bytes or more, "
             "and JWT_ALGORITHMS must have HS256"
@@ -55,6 +56,8 @@ def issue_token(
     claims[settings.jwt_claim_tier] = tier
     if sessions:
         claims[settings.jwt_claim_sessions] = _patterns(sessions, "session")
+    if user_id is not None and not settings.jwt_claim_user:
+        raise ConfigurationError("JWT_CLAIM_USER is empty: tokens name no user")
     if user_id is not None:
         claims[settings.jwt_claim_user] = check_user_id(user_id, "user")
     if agents:
@@ -65,7 +68,7 @@ def issue_token(
         claims["aud"] = settings.jwt_audience
     if settings.jwt_issuer:
         claims["iss"] = settings.jwt_issuer
-    return jwt.encode(claims, settings.jwt_secret, algorithm=algorithm.strip())
+    return jwt.encode(claims, settings.jwt_secret, algorithm=algorithm)
 
 
 def _patterns(values: Sequence[str], what: str) -> list[str]:

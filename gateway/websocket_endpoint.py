@@ -92,12 +92,8 @@ class WebSocketEndpoint:
         """Judge an upgrade request and, if it is right, attach the socket to its session."""
         try:
             async with asyncio.timeout(self.settings.handshake_timeout_s):
-                await self._open(connection, handshake.parse(head))
+                await self._open(connection, head)
         except handshake.HandshakeError as error:
-            if error.request is not None:
-                problem = ClientError(400, "bad_request", error.detail)
-                self._tell_and_close(connection, error.request, problem)
-                return
             body = problem_body(error.status, error.error_code, error.detail)
             connection.refuse(handshake.refuse_response(error.status, list(error.headers), body))
         except (TimeoutError, RedisUnavailable):
@@ -115,13 +111,16 @@ class WebSocketEndpoint:
         if not task.cancelled() and task.exception() is not None:
             self._log.error("handshake_failed", exc_info=task.exception())
 
-    async def _open(self, connection: Connection, request: handshake.UpgradeRequest) -> None:
+    async def _open(self, connection: Connection, head: bytes) -> None:
+        request, fault = _parse(head)
         if not request.raw_path.startswith(PATH) or "/" in request.raw_path.removeprefix(PATH):
             raise ClientError(404, "not_found", "sockets are opened at /ws/{session_id}")
         if self._health.draining:
             raise _draining()
         await self._admission.knock(connection, request.headers.get("x-forwarded-for"))
         try:
+            if fault is not None:
+                raise fault
             await self._let_in(connection, request)
         except NotYours:
             self._tell_and_close(connection, request, session_taken())
@@ -223,6 +222,7 @@ class WebSocketEndpoint:
         self, connection: Connection, request: handshake.UpgradeRequest, error: ClientError
     ) -> None:
         self.refused[error.error_code] += 1
+        self._admission.leave(connection)  # or who was not let in would keep others out until it has gone
         if self._accept(connection, request):
             self._tell_and_end(connection, error)
 
@@ -385,6 +385,20 @@ class WebSocketEndpoint:
 
 def _draining() -> ClientError:
     return ClientError(503, "draining", "this pod is about to stop; connect again", retry_after_s=1)
+
+
+def _parse(head: bytes) -> tuple[handshake.UpgradeRequest, ClientError | None]:
+    """The request, and what is wrong with it if that can be told over a socket.
+
+    Raises:
+        HandshakeError: it cannot become a socket.
+    """
+    try:
+        return handshake.parse(head), None
+    except handshake.HandshakeError as error:
+        if error.request is None:
+            raise
+        return error.request, ClientError(400, "bad_request", error.detail)
 
 
 def _token(request: handshake.UpgradeRequest) -> str | None:

@@ -15,7 +15,7 @@ local function open_session(base, lineage, new_epoch, ttl_ms, user)
     redis.pcall('LTRIM', base .. ':log', 1, 0)  -- a log that outlived its record: no seqs fit it
     redis.call('HSET', base, 'e', new_epoch, 'h', 0, 'b', 0, 'd', 0, 'a', 0, 'l', lineage)
   end
-  if not owner then redis.call('HSET', base, 'u', user == '*' and '' or user) end
+  if not owner and user ~= '*' then redis.call('HSET', base, 'u', user) end
   redis.call('PEXPIRE', base, ttl_ms)
   return record
 end

@@ -84,6 +84,8 @@ def sabotaged(process: Process, *what: str) -> None:
 
 
 if __name__ == "__main__":
+    from tests.support.adversary.guards import GUARDS
+
     for name in sys.argv[1].split(","):
         {
             "probe": no_probe,
@@ -91,6 +93,7 @@ if __name__ == "__main__":
             "epoch": no_epoch,
             "gap_check": no_gap_check,
             "pausing": pausing,
+            **GUARDS,
         }[name]()
     from gateway.cli import main
 
