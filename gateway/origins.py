@@ -68,8 +68,8 @@ def _host_of(host: str) -> str:
 
 
 def _is_name(host: str) -> bool:
-    """Whether a host has to be looked up, and so may be anybody's name."""
-    if host == "localhost":
+    """Whether anybody could have made this name point here: it is looked up, and not only on this network."""
+    if "." not in host or host.endswith(".localhost"):
         return False
     try:
         ip_address(host)
