@@ -227,9 +227,10 @@ class Revocations:
         )
 
     async def _enter(self, entry: Revocation, now: float) -> None:
-        if await self._write(entry.what, f"{entry.issued_before:.3f}", entry.until, now) < 0:
+        if await self._write(entry.what, repr(entry.issued_before), entry.until, now) < 0:
             raise LimitReached(
-                f"a tenant has at most {MOST_OF_A_TENANT} revocations; revoke users in place of their tokens"
+                f"no room for more revocations ({MOST_OF_A_TENANT} of a tenant, {_MOST} in all); "
+                "revoke users in place of their tokens"
             )
 
     async def _write(self, what: str, before: str, until: int, now: float) -> int:

@@ -232,7 +232,8 @@ def main() -> int:
     arguments = parser.parse_args()
     wishes = {"TRANSFER_BATCH": arguments.batch, "TRANSFER_CONCURRENCY": arguments.concurrency}
     settings: Any = {name: wish for name, wish in wishes.items() if wish is not None}
-    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), CONNECTIONS_PER_SESSION="0", **settings) as cluster:
+    settings["CONNECTIONS_PER_SESSION"] = "0"
+    with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder), **settings) as cluster:
         uvloop.run(_measure(cluster, arguments))
     return 0
 

@@ -75,7 +75,7 @@ class Sender:
             )  # fmt: skip
             session = keys.session(callbacks, identity.session_id)
             position, charged = await self._admit(identity, context.agent_id, session)
-            await self._push(identity, queue_name, action)
+            await self._push(identity, charged, queue_name, action)
         except RedisUnavailable:
             raise redis_unavailable() from None
         self.accepted += 1
@@ -103,11 +103,14 @@ class Sender:
             await self._access.check(identity, agent_id)
             return await self._log.ensure(session, identity.owner), charged
         except NotYours:
-            await self._refund(identity)
+            await self._refund(identity, charged)
             raise session_taken() from None
+        except RedisUnavailable:
+            await self._refund(identity, charged)
+            raise
         except ClientError as error:
             if error.is_for_later:
-                await self._refund(identity)
+                await self._refund(identity, charged)
             raise
 
     async def _charge(self, identity: Identity) -> Charged | None:
@@ -121,17 +124,21 @@ class Sender:
                 return None
             raise
 
-    async def _refund(self, identity: Identity) -> None:
+    async def _refund(self, identity: Identity, charged: Charged | None) -> None:
+        if charged is None:
+            return
         with suppress(RedisUnavailable):  # then one send less is allowed, for a while
             await self._limiter.refund(
                 identity.tenant_id, identity.session_id, self._quotas[identity.tenant_tier]
             )
 
-    async def _push(self, identity: Identity, queue_name: str, action: bytes) -> None:
+    async def _push(
+        self, identity: Identity, charged: Charged | None, queue_name: str, action: bytes
+    ) -> None:
         try:
             await self._queue.push(queue_name, action)
         except QueueFull:
-            await self._refund(identity)
+            await self._refund(identity, charged)
             raise ClientError(
                 503,
                 "queue_full",

@@ -6,19 +6,24 @@ import asyncio
 import json
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 from backplane.connection_counts import ConnectionCounts, Full, Most, Place
-from backplane.errors import RedisRefused, RedisUnavailable
+from backplane.errors import NotYours, RedisRefused, RedisUnavailable
+from backplane.keys import ANY_USER
 from backplane.link import Link
 from backplane.log import Logger
 from backplane.position import Batch, Position
 from backplane.rate_limiter import Charged, Quota, RateLimiter
-from backplane.session_log import Mark, Page, Resumed, ResumeStatus, SessionLog
+from backplane.scripts import Script
+from backplane.session_log import History, Mark, Page, Resumed, ResumeStatus, SessionLog
 from backplane.slots import Address
 from backplane.store import Store
+from gateway.connection import Connection, State
 from gateway.feed import Feed
 from gateway.hub import Hub
+from gateway.identity import Identity
 
 SESSION = "ao:{orchestrator:acme:callbacks}:s:s-1"
 PAGE_ENTRIES = 3
@@ -28,6 +33,49 @@ async def settle() -> None:
     """Let everything happen that can; nothing here waits for the outside, so a few turns are enough."""
     for _ in range(30):
         await asyncio.sleep(0)
+
+
+# Time.
+
+
+class Clock:
+    """Stands still until a test moves it: in place of the modules `time` and (as `sleeping`) `asyncio`."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+        self._sleepers: list[tuple[float, asyncio.Future[None]]] = []
+        self.sleeping = SimpleNamespace(**{**vars(asyncio), "sleep": self.sleep})
+
+    def time(self) -> float:
+        return self.now
+
+    monotonic = time
+
+    async def sleep(self, delay_s: float) -> None:
+        """Until a test has moved the clock as far."""
+        if delay_s <= 0:
+            await asyncio.sleep(0)
+            return
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self.now + delay_s, woken))
+        await woken
+
+    @property
+    def waits(self) -> list[float]:
+        """How long those who sleep have yet to wait."""
+        return sorted(at - self.now for at, woken in self._sleepers if not woken.done())
+
+    async def forward(self, by_s: float) -> None:
+        """Move, and wake everybody in turn, each at its own time."""
+        end = self.now + by_s
+        await settle()
+        while due := [entry for entry in self._sleepers if entry[0] <= end and not entry[1].done()]:
+            at, woken = min(due, key=lambda entry: entry[0])
+            self._sleepers.remove((at, woken))
+            self.now = max(self.now, at)
+            woken.set_result(None)
+            await settle()
+        self.now = end
 
 
 # Frames, as a client reads them.
@@ -146,6 +194,7 @@ class FakeStore:
         self.nodes = [FakeLink(7000 + number) for number in range(servers)]
         self.whole = True
         self.last_error = "not connected yet"
+        self.connects = servers
         self.called: list[tuple[Any, ...]] = []
         self.subscribed: list[str] = []
         self.replies: dict[Any, Any] = {}
@@ -190,7 +239,7 @@ class FakeStore:
         """Remember it."""
         self.subscribed.remove(channel)
 
-    def call(self, command: str, key: str | bytes, *args: Any) -> asyncio.Future[Any]:
+    def call(self, command: str | Script, key: str | bytes, *args: Any) -> asyncio.Future[Any]:
         """Remember a command; its reply is what ``replies`` has for it, or for its first word."""
         words = (command, key, *args)
         self.called.append(words)
@@ -202,6 +251,11 @@ class FakeStore:
         else:
             reply.set_exception(self.refusal)
         return reply
+
+    async def script(self, script: Script, keys: list[str], args: list[Any]) -> Any:
+        """As a command whose name is the script; its reply may be made by a function of the arguments."""
+        reply = await self.call(script, keys[0], *args)
+        return reply(*args) if callable(reply) else reply
 
     def publish(self, channel: str, payload: str | bytes) -> asyncio.Future[Any]:
         """As any other command."""
@@ -226,12 +280,21 @@ class Record:
         self.entries: list[bytes] = []  # the last ones, up to the head
         self.generation = 0
         self.sent = 0
+        self.owner: str | None = None  # nobody has used it yet
 
     def copy(self) -> Record:
         """As it is now."""
         twin = copy(self)
         twin.entries, twin.ended = self.entries[:], self.ended[:]
         return twin
+
+    def open(self, user: str) -> bool:
+        """As ``lua/_session.lua``: whether the user may use it; who does so first has it."""
+        if self.owner and user not in (self.owner, ANY_USER):
+            return False
+        if self.owner is None:
+            self.owner = "" if user == ANY_USER else user
+        return True
 
     def standing(self, epoch: str) -> int:
         """As ``lua/_epoch.lua``."""
@@ -395,10 +458,15 @@ class FakeSessionLog:
 
     async def resume(self, session: str, cursor: Position | None, user: str = "") -> Resumed:
         """As ``lua/resume.lua``."""
-        return cast("Resumed", await self._call("resume", lambda: self._resume(session, cursor)))
+        resumed: Resumed | None = await self._call("resume", lambda: self._resume(session, cursor, user))
+        if resumed is None:
+            raise NotYours
+        return resumed
 
-    def _resume(self, session: str, cursor: Position | None) -> Resumed:
+    def _resume(self, session: str, cursor: Position | None, user: str) -> Resumed | None:
         record = self.record(session)
+        if not record.open(user):
+            return None
         status: ResumeStatus = "replayed"
         start = min(record.sent, record.head) if cursor is None else cursor.seq
         if cursor is None:
@@ -422,10 +490,30 @@ class FakeSessionLog:
         first = max(position.seq + 1, record.oldest)
         return Page(record.epoch, record.head, record.oldest, standing, Batch(record.epoch, first, entries))
 
+    async def history(self, session: str, cursor: Position | None, user: str) -> History:
+        """As the real one, of one page; it begins nothing."""
+        record = self.records.get(session) or Record("")
+        if record.owner and user not in (record.owner, ANY_USER):
+            raise NotYours
+        page = await self.read(session, cursor or Position(record.epoch, 0))
+        if cursor is not None and cursor.seq > page.standing:
+            page = await self.read(session, Position(page.epoch, 0))
+            return History("reset", page.oldest - 1, page.head, page.oldest, page.batch)
+        start = max(0 if cursor is None else cursor.seq, page.oldest - 1)
+        return History(
+            "replayed" if page.batch.entries else "fresh", start, page.head, page.oldest, page.batch
+        )
+
     async def ensure(self, session: str, user: str = "") -> Position:
         """As ``lua/ensure.lua``."""
+        position: Position | None = await self._call("ensure", lambda: self._ensure(session, user))
+        if position is None:
+            raise NotYours
+        return position
+
+    def _ensure(self, session: str, user: str) -> Position | None:
         record = self.record(session)
-        return cast("Position", await self._call("ensure", lambda: Position(record.epoch, record.head)))
+        return Position(record.epoch, record.head) if record.open(user) else None
 
     async def heads(
         self, sessions: Sequence[str], *, renew: bool = False
@@ -560,6 +648,23 @@ class FakeSocket:
         return self.feed is not None
 
 
+class StubConnection:
+    """What of a `Connection` is looked at by those who count it or wait for its token's end."""
+
+    def __init__(self, peer: str | None = None) -> None:
+        self.peer = peer
+        self.address: str | None = None
+        self.admitted = False
+        self.counted = False
+        self.identity: Identity | None = None
+        self.state = State.OPENING
+        self.token_ends = 0
+
+    def as_connection(self) -> Connection:
+        """Itself, under the type that they ask for."""
+        return cast("Connection", self)
+
+
 # Transports.
 
 
@@ -571,8 +676,8 @@ class FakeTransport(asyncio.Transport):
         closing: `close` or `abort` was called; ``connection_lost`` is left to the test.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, peer: str = "127.0.0.1") -> None:
+        super().__init__({"peername": (peer, 50_000)})
         self.written: list[bytes] = []
         self.buffered = 0
         self.high: int | None = None
@@ -641,17 +746,22 @@ class FakeLimiter:
         self.address_wait_s: float | Exception = 0.0
         self.charged: list[tuple[str, str]] = []
         self.refunded: list[tuple[str, str]] = []
+        self.addresses: list[tuple[str, int, int]] = []
+        self.quotas: Sequence[Quota] = ()
 
-    async def charge(self, tenant_id: str, session_id: str, _quotas: Sequence[Quota]) -> Charged:
+    async def charge(self, tenant_id: str, session_id: str, quotas: Sequence[Quota]) -> Charged:
+        self.quotas = quotas
         self.charged.append((tenant_id, session_id))
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    async def refund(self, tenant_id: str, session_id: str, _quotas: Sequence[Quota]) -> None:
+    async def refund(self, tenant_id: str, session_id: str, quotas: Sequence[Quota]) -> None:
+        assert quotas == self.quotas
         self.refunded.append((tenant_id, session_id))
 
-    async def charge_address(self, _address: str, _most: int, _window_s: int) -> float:
+    async def charge_address(self, address: str, most: int, window_s: int) -> float:
+        self.addresses.append((address, most, window_s))
         if isinstance(self.address_wait_s, Exception):
             raise self.address_wait_s
         return self.address_wait_s
@@ -666,8 +776,13 @@ class FakeCounts:
     def __init__(self) -> None:
         self.full: Full | Exception | None = None
         self.places: list[Place] = []
+        self.most: Most | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
 
-    async def join(self, place: Place, _most: Most) -> Full | None:
+    async def join(self, place: Place, most: Most) -> Full | None:
+        self.most = most
+        await self.gate.wait()
         if isinstance(self.full, Exception):
             raise self.full
         if self.full is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -157,6 +158,127 @@ def test_no_json(raw: bytes) -> None:
 
     assert (error.status, error.error_code) == (400, "not_json")
     assert len(error.detail) < 250
+
+
+# How deeply it is nested.
+
+
+def depth_of(raw: bytes) -> int:
+    """The deepest level, found byte by byte, by one who knows strings and their escapes."""
+    deepest = depth = 0
+    text = escaped = False
+    for byte in raw:
+        sign = chr(byte)
+        if escaped:
+            escaped = False
+        elif text:
+            escaped = sign == "\\"
+            text = sign != '"'
+        elif sign == '"':
+            text = True
+        elif sign in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif sign in "]}":
+            depth -= 1
+    return deepest
+
+
+def is_shallow(raw: bytes, most: int) -> bool:
+    try:
+        check_depth(raw, most)
+    except ClientError as error:
+        return (error.status, error.error_code) != (422, "invalid_field")
+    return True
+
+
+@pytest.mark.parametrize(
+    ("raw", "depth"),
+    [
+        (b"", 0),
+        (b"5", 0),
+        (b"[]", 1),
+        (b'{"a":[]}', 2),
+        (b"[],[],[]", 1),
+        (b"[[[", 3),
+        (b"]]][[", 0),
+        (b'"[[["', 0),
+        (b'{"[":"[[[{{{"}', 1),
+        (b'["\\"[[["]', 1),
+        (b'["\\\\",[[]]]', 3),
+        (b'["\\\\\\"[["]', 1),
+        (b'["unclosed [[[', 1),
+        (b'["a\\', 1),
+        (b'"a\n[[["', 0),
+        (b"'[[['", 3),
+        (b'["\xff[",[]]', 2),
+    ],
+    ids=ascii,
+)
+def test_depths(raw: bytes, depth: int) -> None:
+    """Brackets of either kind count, and in strings they do not, whatever is escaped there."""
+    assert depth_of(raw) == depth
+    assert is_shallow(raw, depth)
+    assert depth == 0 or not is_shallow(raw, depth - 1)
+
+
+@given(st.binary(max_size=80) | st.text('[]{}"\\ab:,', max_size=80).map(str.encode), st.integers(0, 6))
+def test_any_bytes_are_as_deep_as_they_are(raw: bytes, most: int) -> None:
+    """The quick way and the plain one agree on everything that can be sent."""
+    assert is_shallow(raw, most) == (depth_of(raw) <= most)
+
+
+NESTED = st.recursive(
+    st.none() | st.integers() | st.text('[]{}"\\a', max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text('[{"\\', max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+def levels(value: Any) -> int:
+    """How deeply a value is nested."""
+    if isinstance(value, dict | list):
+        return 1 + max(map(levels, value.values() if isinstance(value, dict) else value), default=0)
+    return 0
+
+
+@given(NESTED)
+def test_shallow_json_is_never_refused(value: Any) -> None:
+    """What is read is refused if it has too many levels, and for nothing else."""
+    for raw in (json.dumps(value).encode(), json.dumps(value, indent=1, ensure_ascii=False).encode()):
+        assert is_shallow(raw, levels(value))
+        assert levels(value) == 0 or not is_shallow(raw, levels(value) - 1)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"[" * 100_000, b'{"a":' * 100_000, b'{"message":"x","user_info":' + b'{"a":' * 50_000]
+)
+def test_what_is_nested_too_deeply(raw: bytes) -> None:
+    """Is told so before anybody tries to read it, in one short line."""
+    error = refusal(raw)
+
+    assert (error.status, error.error_code) == (422, "invalid_field")
+    assert "32 levels" in error.detail
+
+
+def test_the_depth_that_was_agreed() -> None:
+    """A body may be nested so deeply, and no deeper."""
+    raw = body(user_info={"a": {"b": 1}})
+    assert decode_body(raw, 3).user_info == {"a": {"b": 1}}
+    with pytest.raises(ClientError, match="2 levels"):
+        decode_body(raw, 2)
+
+
+@pytest.mark.parametrize("unit", [b'"', b'\\"', b'"a', b"\\", b'"\\', b"[]", b'""[', b'"]'])
+def test_long_bodies_cost_little(unit: bytes) -> None:
+    """No text makes the search go over it again and again."""
+    raw = b"[" * 40 + unit * (200_000 // len(unit))
+    began = time.perf_counter()
+    is_shallow(raw, 50)
+
+    assert time.perf_counter() - began < 2
 
 
 @given(st.one_of(st.binary(max_size=60), st.binary(max_size=12).map(lambda b: b'{"message":"' + b + b'"}')))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import structlog
 from backplane.settings import Settings
 from gateway import cli, server
 from gateway.auth import Authenticator
-from gateway.identity import Identity, Stated
+from gateway.identity import OPERATOR, Identity, Stated
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")
@@ -179,9 +180,10 @@ def test_token(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     pods = Authenticator(Settings(jwt_secret=SECRET, jwt_audience="gateway", jwt_issuer="us"))
 
     assert (status, err) == (0, "")
-    assert pods.identify(out.strip(), NOTHING_STATED) == Identity(
-        "acme", "professional", "s-1", "a@b", None, ("sales", "support")
-    )
+    identity = asyncio.run(pods.identify(out.strip(), NOTHING_STATED))
+    assert identity == Identity("acme", "professional", "s-1", "a@b", None, identity.grant)
+    assert identity.grant.agents == ("sales", "support")
+    assert identity.grant.scopes == {"chat", "listen"}
 
 
 def test_token_for_any_session(console: Console) -> None:
@@ -189,9 +191,26 @@ def test_token_for_any_session(console: Console) -> None:
     _status, out, _err = console.run("token", "--tenant", "acme", "--jwt-secret", SECRET)
     stated = NOTHING_STATED._replace(session_id="s-9", agent_id="anyone")
 
-    assert Authenticator(Settings(jwt_secret=SECRET)).identify(out.strip(), stated) == Identity(
-        "acme", "free", "s-9", None, "anyone", None
-    )
+    identity = asyncio.run(Authenticator(Settings(jwt_secret=SECRET)).identify(out.strip(), stated))
+    assert identity == Identity("acme", "free", "s-9", None, "anyone", identity.grant)
+    assert (identity.grant.sessions, identity.grant.agents) == (None, None)
+
+
+def test_token_for_several_sessions_and_scopes(console: Console) -> None:
+    """Sessions by their beginning, and scopes, one flag for each."""
+    words = "--tenant acme --session web-* --session s-1 --scope admin --scope stats"
+    _status, out, _err = console.run("token", "--jwt-secret", SECRET, *words.split())
+    grant = asyncio.run(Authenticator(Settings(jwt_secret=SECRET)).grant(out.strip()))
+
+    assert grant.sessions == ("web-*", "s-1")
+    assert grant.scopes == {"admin", "stats"}
+
+
+def test_token_of_an_operator(console: Console) -> None:
+    """A star in place of the tenant is for those who run the service."""
+    _status, out, _err = console.run("token", "--jwt-secret", SECRET, "--tenant", "*", "--scope", "admin")
+
+    assert asyncio.run(Authenticator(Settings(jwt_secret=SECRET)).grant(out.strip())).tenant_id == OPERATOR
 
 
 @pytest.mark.parametrize(
@@ -200,6 +219,9 @@ def test_token_for_any_session(console: Console) -> None:
         (["--tenant", "a:b"], "tenant"),
         (["--tenant", "acme", "--session", "a/b"], "session"),
         (["--tenant", "acme", "--user", "a b"], "user"),
+        (["--tenant", "acme", "--agent", "a b"], "agent"),
+        (["--tenant", "acme", "--scope", "everything"], "no scope"),
+        (["--tenant", "acme", "--jwt-algorithms", "RS256"], "JWT_ALGORITHMS"),
         (["--tenant", "acme", "--jwt-secret", "short"], "JWT_SECRET"),
         (["--tenant", "acme", "--jwt-secret", ""], "JWT_SECRET"),
     ],

@@ -137,7 +137,9 @@ def test_problem_document_names_the_limit() -> None:
     assert "limit" not in json.loads(problem_body(429, "rate_limited", "x"))
 
 
-@pytest.mark.parametrize(("status", "later"), [(400, False), (401, False), (403, False), (429, True), (503, True)])
+@pytest.mark.parametrize(
+    ("status", "later"), [(400, False), (401, False), (403, False), (429, True), (503, True)]
+)
 def test_what_may_go_well_later(status: int, later: bool) -> None:
     """A socket that is refused for a while is answered in HTTP, where a client looks for Retry-After."""
     assert ClientError(status, "bad_request", "x").is_for_later is later

@@ -4,94 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
 from backplane.errors import QueueFull, RedisUnavailable
-from backplane.settings import Settings
-from backplane.task_queue import TaskQueue
-from gateway.access import AgentAccess
-from gateway.app import build_app
-from gateway.auth import Authenticator
-from gateway.errors import ERROR_CODES
-from gateway.origins import Origins
-from gateway.pod import Pod
-from gateway.sender import Sender
+from backplane.rate_limiter import Charged, Standing
 from gateway.tokens import issue_token
-from tests.unit.gateway.fakes import FakeLimiter, FakeLogger, FakeSessionLog, FakeStore
+from tests.unit.gateway.web import (
+    BODY,
+    HEADERS,
+    LIMIT,
+    SUMMARY,
+    StubPod,
+    check_problem,
+    client_of,
+    send,
+    with_tokens,
+)
 
-LIMIT = 2_000
-HEADERS = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Session-ID": "s-1", "X-Agent-ID": "sales"}
-BODY = b'{"message":"hello"}'
-SUMMARY = {"connections": 3, "sends_accepted": 5, "delivered": 7}
 TRACE = "00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-
-
-class StubQueue:
-    """The actions queues, in memory."""
-
-    def __init__(self) -> None:
-        self.pushed: list[tuple[str, bytes]] = []
-        self.refusal: Exception | None = None
-
-    async def push(self, queue_name: str, action: bytes) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        self.pushed.append((queue_name, action))
-
-    async def length(self, queue_name: str) -> int:
-        return len([name for name, _action in self.pushed if name == queue_name])
-
-
-class StubPod:
-    """What the application sees of a pod."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = Settings(**{"auth": "none", "message_max_bytes": LIMIT, **settings})
-        self.id = "pod-1"
-        self.keys = self.settings.keys()
-        self.authenticator = Authenticator(self.settings)
-        self.redis_shown = "redis.test:6379/0"
-        self.commands, self.feed = FakeStore(), FakeStore()
-        self.commands.replies = {"SMEMBERS": {b"r-1"}, "GET": b'{"lists":2}'}
-        self.log = FakeSessionLog()
-        self.queue = StubQueue()
-        self.limiter = FakeLimiter()
-        self.origins = Origins(self.settings.allowed_origins)
-        self.refused = Counter[str]()
-        self.sender = Sender(
-            self.settings,
-            self.keys,
-            self.log.as_log(),
-            cast("TaskQueue", self.queue),
-            self.limiter.as_limiter(),
-            AgentAccess(self.settings, FakeLogger().as_logger()),
-        )
-        self.health = SimpleNamespace(
-            problem=lambda: self.problem,
-            impairment=lambda: self.impairment,
-            probes=SimpleNamespace(round_trip_s=0.0015),
-        )
-        self.problem: str | None = None
-        self.impairment: str | None = None
-
-    def summary(self) -> dict[str, Any]:
-        return dict(SUMMARY)
-
-    def as_pod(self) -> Pod:
-        return cast("Pod", self)
-
-
-def client_of(pod: object) -> httpx.AsyncClient:
-    app = build_app(cast("Pod", pod))
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://pod.test")
 
 
 @pytest.fixture
@@ -103,28 +39,6 @@ def pod() -> StubPod:
 async def client(pod: StubPod) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(pod) as client:
         yield client
-
-
-async def send(
-    client: httpx.AsyncClient, body: bytes = BODY, **changed: str | bytes | None
-) -> httpx.Response:
-    """A send; ``changed`` replaces a header, or leaves it out with None."""
-    changes = {name.replace("_", "-").lower(): value for name, value in changed.items()}
-    headers = {name.lower(): value for name, value in HEADERS.items()}
-    kept = {name: value for name, value in {**headers, **changes}.items() if value is not None}
-    return await client.post("/api/chat/send", content=body, headers=cast("dict[str, str]", kept))
-
-
-def check_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """A problem document of RFC 9457 with our code, and nothing of our inside."""
-    assert response.status_code == status
-    assert response.headers["content-type"] == "application/problem+json"
-    document: dict[str, Any] = response.json()
-    assert set(document) == {"type", "title", "status", "detail", "error_code"}
-    assert (document["status"], document["error_code"]) == (status, code)
-    assert code in ERROR_CODES
-    assert "Traceback" not in response.text
-    return document
 
 
 # Sending.
@@ -185,7 +99,7 @@ async def test_headers_of_a_send(pod: StubPod, client: httpx.AsyncClient) -> Non
         X_Collection_ID="docs",
         X_Conversation_ID="c-1",
         X_Request_Source="app",
-        X_Client_Version="v" * 300,
+        X_Client_Version="v" * 256,
         X_Task_Timeout="7",
         traceparent=TRACE,
         X_Other="not passed on",
@@ -249,6 +163,8 @@ async def test_a_bad_traceparent_is_ignored(pod: StubPod, client: httpx.AsyncCli
         ({"X_Context_Type": "dance"}, 400, "invalid_field", "X-Context-Type"),
         ({"X_Context_Type": "collection"}, 400, "missing_id", "X-Collection-ID"),
         ({"X_Collection_ID": "*"}, 400, "invalid_id", "X-Collection-ID"),
+        ({"X_Client_Version": "v" * 257}, 400, "invalid_field", "X-Client-Version"),
+        ({"X_Request_Source": "v" * 257}, 400, "invalid_field", "X-Request-Source"),
         ({"X_Task_Timeout": "0"}, 400, "invalid_field", "X-Task-Timeout"),
         ({"X_Task_Timeout": "-5"}, 400, "invalid_field", "X-Task-Timeout"),
         ({"X_Task_Timeout": "1.5"}, 400, "invalid_field", "X-Task-Timeout"),
@@ -352,7 +268,7 @@ async def test_send_with_a_token() -> None:
     """With AUTH=jwt a token is enough, and what it says stands."""
     pod = StubPod(auth="jwt", jwt_secret="a-secret-of-at-least-thirty-two-bytes")
     token = issue_token(
-        pod.settings, time.time(), tenant_id="acme", tier="free", session_id="s-1", agents=["sales"]
+        pod.settings, time.time(), tenant_id="acme", tier="free", sessions=["s-1"], agents=["sales"]
     )
     bearer = f"Bearer {token}"
     async with client_of(pod) as client:
@@ -369,6 +285,81 @@ async def test_send_with_a_token() -> None:
         check_problem(await send(client, Authorization=bearer, X_Agent_ID="secret"), 403, "forbidden")
 
     assert len(pod.queue.pushed) == 2
+
+
+GIVEN_ONCE = (
+    *HEADERS,
+    "X-User-ID",
+    "Authorization",
+    "X-Context-Type",
+    "X-Collection-ID",
+    "X-Conversation-ID",
+    "X-Request-Source",
+    "X-Client-Version",
+    "X-Task-Timeout",
+)
+
+
+@pytest.mark.parametrize("name", GIVEN_ONCE)
+async def test_headers_that_are_given_twice(pod: StubPod, client: httpx.AsyncClient, name: str) -> None:
+    """A load balancer could take the first and we the second, so neither is taken, also if they agree."""
+    usual = [(header, value) for header, value in HEADERS.items() if header != name]
+    response = await client.post("/api/chat/send", content=BODY, headers=[*usual, (name, "5"), (name, "5")])
+
+    assert name.lower() in check_problem(response, 400, "bad_request")["detail"].lower()
+    assert pod.queue.pushed == []
+
+
+# Limits and owners.
+
+
+async def test_what_is_left_is_told(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """A client that reads the headers never needs to be refused."""
+    pod.limiter.answer = Charged(True, 0.0, (), (Standing("minute", 10, 60, 3, 42.0),))
+    response = await send(client)
+
+    assert response.headers["ratelimit-policy"] == '"minute";q=10;w=60'
+    assert response.headers["ratelimit"] == '"minute";r=3;t=42'
+
+
+async def test_over_the_limit(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """A problem document with the limit's name, and when to come back."""
+    pod.limiter.answer = Charged(False, 12.3, ("minute",), (Standing("minute", 10, 60, 0, 60.0),))
+    response = await send(client)
+    document = check_problem(response, 429, "rate_limited", limit="minute")
+
+    assert "10 sends a minute" in document["detail"]
+    assert response.headers["retry-after"] == "13"
+    assert response.headers["ratelimit"] == '"minute";r=0;t=60'
+    assert pod.queue.pushed == []
+    assert pod.refused == {"rate_limited": 1}
+
+
+async def test_a_session_of_another_user() -> None:
+    """Within a tenant too, nobody sends into a session that is not his."""
+    pod = with_tokens()
+    bare: dict[str, Any] = {"X_Tenant_ID": None, "X_Tenant_Tier": None}
+    async with client_of(pod) as client:
+        for user, ok in (("ann", True), ("bob", False), ("ann", True)):
+            asked: dict[str, Any] = {**bare, **pod.bearer(user_id=user)}
+            response = await send(client, **asked)
+            if ok:
+                assert response.status_code == 200
+            else:
+                check_problem(response, 403, "session_taken")
+
+    assert len(pod.queue.pushed) == 2
+
+
+async def test_a_token_that_may_not_chat() -> None:
+    """To listen is not to speak."""
+    pod = with_tokens()
+    token: dict[str, Any] = pod.bearer("listen", "admin", "stats")
+    async with client_of(pod) as client:
+        response = await send(client, X_Tenant_ID=None, X_Tenant_Tier=None, **token)
+
+    check_problem(response, 403, "scope_missing")
+    assert pod.log.calls == []
 
 
 # Everything that is not there.
@@ -434,6 +425,8 @@ async def test_liveness_never_looks_at_redis(path: str, answer: dict[str, str]) 
         commands=Untouchable(),
         feed=Untouchable(),
         keys=Untouchable(),
+        origins=pod.origins,
+        refused=pod.refused,
     )
     async with client_of(blind) as client:
         response = await client.get(path)
@@ -536,7 +529,7 @@ async def test_socket_statistics(pod: StubPod, client: httpx.AsyncClient) -> Non
 
 async def test_socket_statistics_of_a_tenant(pod: StubPod, client: httpx.AsyncClient) -> None:
     """One tenant's connections, by pod."""
-    pod.commands.replies = {"SMEMBERS": set(), "HGET": b"2"}
+    pod.commands.replies = {"SMEMBERS": set(), "HGETALL": {b"pod-1": b"2", b"dead": b"9"}}
     answer = (await client.get("/ws/stats", params={"tenant_id": "acme"})).json()
 
     assert answer == {

@@ -103,7 +103,8 @@ def test_error_that_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retry_after_s", "ms"), [(0, 0), (0.0001, 1), (0.05, 50), (0.0501, 51), (1.5, 1_500), (86_400, 86_400_000)]
+    ("retry_after_s", "ms"),
+    [(0, 0), (0.0001, 1), (0.05, 50), (0.0501, 51), (1.5, 1_500), (86_400, 86_400_000)],
 )
 def test_error_over_a_limit(retry_after_s: float, ms: int) -> None:
     """Which limit was reached, and when to come back: in whole milliseconds, never too early."""

@@ -5,209 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from types import SimpleNamespace
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from backplane.connection_counts import Full, Place
 from backplane.errors import QueueFull, RedisUnavailable
-from backplane.ownership import Owned, Ownership
-from backplane.settings import Settings
-from backplane.task_queue import TaskQueue
 from gateway import websocket_endpoint
-from gateway.access import AgentAccess
-from gateway.admission import Admission
-from gateway.auth import Authenticator
-from gateway.connection import Connection, State
-from gateway.conversation import Conversation
-from gateway.health import Health
-from gateway.hub import Hub
-from gateway.origins import Origins
-from gateway.sender import Sender
+from gateway.connection import State
 from gateway.tokens import issue_token
-from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import (
     SESSION,
-    FakeCounts,
-    FakeLimiter,
-    FakeLogger,
-    FakeSessionLog,
-    FakeStore,
-    FakeTransport,
-    close_codes,
     masked,
-    messages,
     settle,
 )
-
-TEXT, BINARY, CLOSE = 1, 2, 8
-SECRET = "a-secret-of-at-least-thirty-two-bytes"
-WHO = "tenant_id=acme&tenant_tier=free"
-
-
-class StubOwnership:
-    """Who owns what, in memory."""
-
-    def __init__(self) -> None:
-        self.owned: dict[str, Owned] = {}
-        self.on_rewritten: Callable[[], object] = list
-
-    def own(self, owned: Owned) -> None:
-        self.owned[owned.connection_id] = owned
-
-    def disown(self, connection_id: str) -> None:
-        self.owned.pop(connection_id, None)
-
-    async def rewrite(self, everything: Iterable[Owned]) -> None:
-        self.owned.clear()
-        for owned in everything:
-            self.own(owned)
-            self.on_rewritten()
-
-
-class StubQueue:
-    """The actions queues, in memory; ``gate`` holds pushes back."""
-
-    def __init__(self) -> None:
-        self.pushed: list[dict[str, Any]] = []
-        self.refusal: Exception | None = None
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def push(self, _queue_name: str, action: bytes) -> None:
-        await self.gate.wait()
-        if self.refusal is not None:
-            raise self.refusal
-        self.pushed.append(json.loads(action))
-
-
-class Pod:
-    """Everything that sockets need."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.settings = Settings(**{"auth": "none", **settings})
-        self.log = FakeSessionLog()
-        self.logger = FakeLogger()
-        self.queue = StubQueue()
-        self.ownership = StubOwnership()
-        self.health = SimpleNamespace(draining=False, deaf_to=lambda _session: False)
-        keys = self.settings.keys()
-        logger = self.logger.as_logger()
-        self.hub = Hub(FakeStore().as_store(), self.log.as_log(), logger, lambda _channel, _payload: None)
-        self.limiter, self.counts = FakeLimiter(), FakeCounts()
-        self.refused = Counter[str]()
-        authenticator = Authenticator(self.settings)
-        sender = Sender(
-            self.settings,
-            keys,
-            self.log.as_log(),
-            cast("TaskQueue", self.queue),
-            self.limiter.as_limiter(),
-            AgentAccess(self.settings, logger),
-        )
-        self.conversation = Conversation(self.settings, authenticator, sender, self.refused, logger)
-        self.admission = Admission(
-            self.settings, self.counts.as_counts(), self.limiter.as_limiter(), time.monotonic
-        )
-        self.sockets = WebSocketEndpoint(
-            self.settings,
-            keys,
-            authenticator,
-            self.admission,
-            Origins(self.settings.allowed_origins),
-            self.log.as_log(),
-            self.hub,
-            self.conversation,
-            cast("Ownership", self.ownership),
-            cast("Health", self.health),
-            self.refused,
-            logger,
-        )
-
-    def asks(self, target: str, **headers: str) -> Client:
-        """A client that has sent its request."""
-        client = Client(self)
-        client.ask(target, **headers)
-        return client
-
-    async def open(self, query: str = WHO, session: str = "s-1", **headers: str) -> Client:
-        """A client whose socket is open."""
-        client = self.asks(f"/ws/{session}?{query}", **headers)
-        await settle()
-        assert client.connection.state == State.OPEN, client.transport.data
-        return client
-
-    def say(self, count: int = 1) -> None:
-        """Messages of the session's agent."""
-        batch = self.log.append(count, SESSION)
-        payload = b"\n".join([f"{batch.epoch}:{batch.first}".encode(), *batch.entries])
-        self.hub.on_push([b"message", SESSION.encode(), payload])
-
-
-class Client:
-    """A client, as far as its bytes go."""
-
-    def __init__(self, pod: Pod) -> None:
-        self.transport = FakeTransport()
-        self.connection = Connection(pod.sockets)
-        self.connection.connection_made(self.transport)
-
-    def ask(self, target: str, **headers: str) -> None:
-        fields = {
-            "Host": "pod.test",
-            "Upgrade": "websocket",
-            "Connection": "Upgrade",
-            "Sec-WebSocket-Version": "13",
-            "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-            **{name.replace("_", "-"): value for name, value in headers.items()},
-        }
-        lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-        self.connection.data_received("\r\n".join([*lines, "", ""]).encode())
-
-    @property
-    def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and what follows of the answer to the upgrade request."""
-        head, _, rest = self.transport.data.partition(b"\r\n\r\n")
-        line, *fields = head.decode().split("\r\n")
-        headers = dict(field.lower().split(": ", 1) for field in fields)
-        return int(line.split()[1]), headers, rest
-
-    @property
-    def problem(self) -> tuple[int, str]:
-        """Status and code of an upgrade that was refused."""
-        status, headers, body = self.answer
-        assert headers["content-type"] == "application/problem+json"
-        assert self.transport.closing
-        document = json.loads(body)
-        assert document["status"] == status
-        return status, document["error_code"]
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        assert self.answer[0] == 101, self.answer
-        return messages(self.answer[2])
-
-    @property
-    def close_codes(self) -> list[int]:
-        return close_codes(self.answer[2])
-
-    @property
-    def told(self) -> tuple[str, list[int]]:
-        """The code of the error, and the close codes, of a socket that was refused over itself."""
-        [message] = self.messages
-        assert message["type"] == "error"
-        return message["data"]["error_code"], self.close_codes
-
-    def say(self, **message: Any) -> None:
-        self.connection.data_received(masked(TEXT, json.dumps(message).encode()))
-
-    def close(self, code: int = 1000) -> None:
-        self.connection.data_received(masked(CLOSE, code.to_bytes(2, "big")))
-
-    def lose(self) -> None:
-        self.connection.connection_lost(None)
+from tests.unit.gateway.sockets import BINARY, SECRET, TEXT, WHO, Client, Pod
 
 
 @pytest.fixture
@@ -237,7 +50,14 @@ async def test_greeting_then_history_then_live(pod: Pod) -> None:
     assert data["heartbeat_s"] == 25.0
     assert data["cursor"] == "e1:1"
     assert data["resume"] == {"status": "replayed", "from": 1, "to": 4, "oldest": 1, "epoch": "e1"}
-    assert data["limits"] == {"message_max_bytes": 65536, "sends_in_flight_max": 16}
+    assert data["limits"] == {
+        "message_max_bytes": 65536,
+        "sends_in_flight_max": 16,
+        "messages_per_s": 20,
+        "messages_burst": 100,
+        "token_expires_at": None,
+        "auth_grace_s": 10.0,
+    }
     assert [message["metadata"]["seq"] for message in rest] == [2, 3, 4, 5]
     assert pod.sockets.opened == 1
     [owned] = pod.ownership.owned.values()
@@ -279,7 +99,7 @@ async def test_token_in_a_header(place: Callable[[str], dict[str, str]]) -> None
 async def test_token_in_the_query() -> None:
     """A browser's page that can set no header puts it there."""
     pod = Pod(auth="jwt", jwt_secret=SECRET)
-    token = issue_token(pod.settings, time.time(), tenant_id="acme", tier="free", session_id="s-1")
+    token = issue_token(pod.settings, time.time(), tenant_id="acme", tier="free", sessions=["s-1"])
     client = await pod.open(f"token={token}")
 
     assert client.messages[0]["data"]["tenant_id"] == "acme"
@@ -296,7 +116,9 @@ async def test_token_in_the_query() -> None:
         ("/ws/s-1?token={token}&agent_id=a*", "invalid_id", 4504),
         ("/ws/s-1?token={token}&cursor=hello", "invalid_cursor", 4504),
         ("/ws/s-1?token={token}&cursor=e1:-1", "invalid_cursor", 4504),
-        ("/ws/?token={token}", "forbidden", 4503),
+        ("/ws/?token={token}", "invalid_id", 4504),
+        ("/ws/s-1?token={operator}", "forbidden", 4503),
+        ("/ws/s-1?token={mute}", "scope_missing", 4503),
         ("/ws/s-1?token={token}&a=%zz", "bad_request", 4504),
     ],
 )
@@ -304,9 +126,11 @@ async def test_refusals_that_a_client_must_understand(target: str, code: str, cl
     """Browsers hide the answer to a refused upgrade, so the reason is told over the accepted socket."""
     pod = Pod(auth="jwt", jwt_secret=SECRET)
     token = issue_token(
-        pod.settings, time.time(), tenant_id="acme", tier="free", session_id="s-1", agents=["sales"]
+        pod.settings, time.time(), tenant_id="acme", tier="free", sessions=["s-1"], agents=["sales"]
     )
-    client = pod.asks(target.format(token=token))
+    operator = issue_token(pod.settings, time.time(), tenant_id="*", tier="free")
+    mute = issue_token(pod.settings, time.time(), tenant_id="acme", tier="free", scopes=["chat"])
+    client = pod.asks(target.format(token=token, operator=operator, mute=mute))
     await settle()
 
     assert client.told == (code, [close_code])
@@ -359,17 +183,45 @@ async def test_what_is_no_upgrade(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("origin", "ok"), [("http://pod.test", True), ("https://evil.test", False), ("null", False)]
+    ("origin", "host", "ok"),
+    [
+        (None, "pod.test", True),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", True),
+        ("http://localhost", "localhost", True),
+        ("https://evil.test", "127.0.0.1:8080", False),
+        ("https://evil.test", "evil.test", False),
+        ("null", "127.0.0.1", False),
+    ],
 )
-async def test_pages_of_others_without_tokens(pod: Pod, origin: str, ok: bool) -> None:
+async def test_pages_of_others_without_tokens(pod: Pod, origin: str | None, host: str, ok: bool) -> None:
     """With AUTH=none, a page of anyone's in a developer's browser must not talk to their pod."""
-    client = pod.asks(f"/ws/s-1?{WHO}", Origin=origin)
+    client = pod.asks(f"/ws/s-1?{WHO}", Host=host, **({} if origin is None else {"Origin": origin}))
     await settle()
 
     if ok:
         assert client.messages[0]["type"] == "connection_ack"
     else:
-        assert client.told == ("forbidden", [4503])
+        assert client.told == ("origin_not_allowed", [4503])
+
+
+@pytest.mark.parametrize(
+    ("origin", "ok"),
+    [
+        ("https://app.example.com", True),
+        ("http://pod.test", True),
+        ("https://app.example.com.evil.test", False),
+    ],
+)
+async def test_pages_that_are_listed(origin: str, ok: bool) -> None:
+    """A page of another host opens sockets if it is listed, with a token like everybody."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET, allowed_origins="https://app.example.com")
+    client = pod.asks(f"/ws/s-1?token={pod.token()}", Origin=origin)
+    await settle()
+
+    assert client.messages[0]["type"] == ("connection_ack" if ok else "error")
+    stranger = pod.asks("/ws/s-1", Origin=origin)
+    await settle()
+    assert stranger.told[0] == ("token_missing" if ok else "origin_not_allowed")
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -434,6 +286,138 @@ async def test_client_that_leaves_while_it_opens(pod: Pod) -> None:
     assert client.transport.data == b""
     assert (pod.sockets.opened, len(pod.sockets.wheel), pod.hub.sessions) == (0, 0, 0)
     assert pod.ownership.owned == {}
+
+
+# Room, owners and tokens.
+
+
+async def test_a_full_pod() -> None:
+    """Before the upgrade, where a load balancer sees it and tries another pod."""
+    pod = Pod(connections_max=1)
+    first = await pod.open()
+    second = pod.asks(f"/ws/s-2?{WHO}")
+    await settle()
+    assert second.problem == (503, "pod_full")
+    assert (second.answer[1]["retry-after"], json.loads(second.answer[2])["limit"]) == ("1", "pod")
+    assert (pod.log.calls, pod.counts.places) == (["resume"], [Place("acme", "s-1", None)])
+    second.lose()
+    first.lose()
+    await settle()
+
+    await pod.open()
+
+
+async def test_a_crowded_session(pod: Pod) -> None:
+    """Likewise, with the limit's name and when to come back."""
+    pod.counts.full = Full("session", 50)
+    client = pod.asks(f"/ws/s-1?{WHO}")
+    await settle()
+
+    assert client.problem == (429, "too_many_connections")
+    assert client.answer[1]["retry-after"] == "5"
+    assert json.loads(client.answer[2])["limit"] == "session"
+    assert pod.log.calls == []
+    assert pod.refused == {"too_many_connections": 1}
+
+
+async def test_an_address_that_opens_too_many() -> None:
+    """It is refused before anybody looks at its token, and the address is the one behind the proxy."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET, handshakes_per_address=1, trusted_proxies="10.0.0.1")
+    forwarded = {"X_Forwarded_For": "93.184.216.34"}
+    first = pod.asks("/ws/s-1", "10.0.0.1", **forwarded)
+    second = pod.asks("/ws/s-1", "10.0.0.1", **forwarded)
+    other = pod.asks("/ws/s-1", "10.0.0.1", X_Forwarded_For="93.184.216.34, 93.184.216.35")
+    direct = pod.asks("/ws/s-1", "93.184.216.36", **forwarded)
+    await settle()
+
+    assert [client.told[0] for client in (first, other, direct)] == ["token_missing"] * 3
+    assert second.problem == (429, "rate_limited")
+    assert second.answer[1]["retry-after"] == "60"
+    assert json.loads(second.answer[2])["limit"] == "handshakes"
+
+
+async def test_refused_sockets_are_counted_out() -> None:
+    """Whatever they were refused for."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET, connections_max=1, connections_per_address=1)
+    for target in ("/ws/s-1", "/ws/s-1?token=a.b.c", f"/ws/s-1?token={pod.token()}&cursor=x", "/ws/a/b"):
+        client = pod.asks(target, "93.184.216.34")
+        await settle()
+        assert client.transport.data
+        client.lose()
+        await settle()
+    pod.log.refusal = RedisUnavailable("away")
+    client = pod.asks(f"/ws/s-1?token={pod.token()}", "93.184.216.34")
+    await settle()
+    assert client.problem == (503, "redis_unavailable")
+    client.lose()
+    await settle()
+    pod.log.refusal = None
+
+    assert pod.counts.places == []
+    await pod.open(f"token={pod.token()}")
+
+
+async def test_a_session_of_another_user() -> None:
+    """Its owner is told of nothing, and the other one why it is not his."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    ann = await pod.open(f"token={pod.token(user_id='ann')}")
+    for token in (
+        pod.token(user_id="bob"),
+        pod.token(),
+        pod.token(user_id="bob", scopes=["listen", "admin"]),
+    ):
+        client = pod.asks(f"/ws/s-1?token={token}")
+        await settle()
+        assert client.told == ("session_taken", [4503])
+        client.lose()
+    await settle()
+    assert pod.hub.sessions == 1
+    assert ann.connection.generation == pod.log.record().generation == 1
+    for token in (pod.token(user_id="ann"), pod.token(scopes=["listen", "admin"])):
+        await pod.open(f"token={token}")
+
+    assert [place.user_id for place in pod.counts.places] == ["ann", "ann", None]
+
+
+async def test_a_user_who_is_only_said() -> None:
+    """A header or parameter makes nobody the owner of anything."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    await pod.open(f"token={pod.token(user_id='ann')}")
+    client = pod.asks(f"/ws/s-1?token={pod.token()}&user_id=ann")
+    await settle()
+
+    assert client.told == ("session_taken", [4503])
+
+
+@pytest.mark.parametrize(
+    ("header", "subprotocol", "query", "ok"),
+    [
+        ("a", None, None, True),
+        ("a", "a", "a", True),
+        ("a", "b", None, False),
+        ("a", None, "b", False),
+        (None, "a", "b", False),
+        ("a", None, "", False),
+        (None, None, "", None),
+        ("a", "", None, False),
+    ],
+)
+async def test_several_tokens(
+    header: str | None, subprotocol: str | None, query: str | None, ok: bool | None
+) -> None:
+    """The same one may be said twice; of two nobody can know which one a proxy has checked."""
+    pod = Pod(auth="jwt", jwt_secret=SECRET)
+    tokens = {"a": pod.token(), "b": pod.token(user_id="eve"), "": ""}
+    headers = {} if header is None else {"Authorization": f"Bearer {tokens[header]}"}
+    if subprotocol is not None:
+        headers["Sec_WebSocket_Protocol"] = f"orchestrator.v1, bearer.{tokens[subprotocol]}"
+    client = pod.asks("/ws/s-1" + ("" if query is None else f"?token={tokens[query]}"), **headers)
+    await settle()
+
+    if ok:
+        assert client.messages[0]["type"] == "connection_ack"
+    else:
+        assert client.told[0] == ("token_missing" if ok is None else "bad_request")
 
 
 # Several connections of a session.
@@ -847,7 +831,7 @@ async def test_chat_that_cannot_be_queued(pod: Pod, refusal: Exception, code: st
 
     assert (data["error_code"], data["ref"], data["retryable"]) == (code, "m-1", retryable)
     assert client.connection.in_flight == 0
-    assert pod.logger.names == (["send_failed"] if code == "internal_error" else [])
+    assert pod.logger.names == (["message_failed"] if code == "internal_error" else [])
 
 
 async def test_agent_that_the_token_does_not_allow() -> None:
