@@ -16,6 +16,7 @@ from gateway.handshake import refuse_response
 from gateway.problem import problem_body
 
 MAX_HEAD_BYTES = 16 * 1024
+MOST_PIPELINED = 16  # requests that wait for the answer to one before them, on one connection
 
 
 class HalfOpen:
@@ -114,6 +115,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._disarm()
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > MAX_HEAD_BYTES:
             self._refuse(431, f"the request's head is over {MAX_HEAD_BYTES} bytes")
+            return
+        if self.transport.is_closing() or len(self.pipeline) >= MOST_PIPELINED:
+            # Each would wait with objects of many times its own size. Without an answer: those before it
+            # have not got theirs.
+            self.transport.close()
             return
         if not self._is_plain():
             detail = "the body must have a Content-Length or be chunked, and the host be named once"

@@ -1,0 +1,72 @@
+"""Valid examples of what the AES and clients send as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TENANT = "acme"
+
+_BASE: dict[str, Any] = {
+    "action_id": "exec_cb_t-1",
+    "action_type": "execution.callback",
+    "task_id": "t-1",
+    "tenant_id": TENANT,
+    "tenant_tier": "free",
+    "session_id": "s-1",
+    "execution_context": {"context_id": "agent-7", "agents": ["7"], "metadata": {}},
+    "metadata": {"headers": {"x": "y"}},
+    "timestamp": "2026-01-31T12:00:00",
+}
+_TOOL = {"call_id": "c", "name": "web", "status": "running", "args": {"q": "x"}, "result": None}
+
+CALLBACKS: tuple[dict[str, Any], ...] = (
+    {
+        **_BASE,
+        "status": "completed",
+        "result": {"response": "42", "sources": [{"id": 1}], "agent_info": {"model_used": "m"}, "own": 1},
+        "execution_time": 1.5,
+        "tokens_used": {"prompt": 10},
+    },
+    {**_BASE, "execution_result": {"response": "é\n", "metadata": {"a": 1}}, "timestamp": "12:00+02:00"},
+    {**_BASE, "status": "success", "data": {"response": None}, "task_id": None},
+    {**_BASE, "status": "failed", "result": {"error": {"type": "ToolError", "message": "none", "hint": 1}}},
+    {**_BASE, "status": "timeout", "error": "too slow"},
+    {**_BASE, "status": "cancelled", "error": {"message": "by hand", "retryable": True}},
+    {**_BASE, "action_type": "execution.error", "data": {"error": "broke", "success": False}},
+    {**_BASE, "action_type": "agent_execution_callback", "data": {"success": False}},
+    {
+        **_BASE,
+        "action_type": "execution.progress",
+        "data": {"status": "working", "step": "s", "message": "m", "progress": 0.5, "tool": _TOOL},
+    },
+    {
+        **_BASE,
+        "action_type": "execution.chunk",
+        "attempt": 2,
+        "data": {"delta": "4", "offset": 0, "part": "text"},
+    },
+    {"session_id": "s-1"},
+)
+"""One callback of every shape that the contract names, and the least there can be."""
+
+_CHAT: dict[str, Any] = {
+    "message": "é€🎉\n",
+    "message_type": "markdown",
+    "user_info": {"name": "Ann", "deep": [{"a": None, "b": [1.5, -0.0, 10**20]}]},
+    "max_iterations": 5,
+    "client_message_id": "c-1",
+    "timeout": 20,
+    "agent_id": "sales",
+    "later": 1,
+}
+
+MESSAGES: tuple[dict[str, Any], ...] = (
+    {"type": "ping"},
+    {"type": "ping", "ref": "r"},
+    {"type": "pong", "ref": 7},
+    {"type": "ack", "seq": 3},
+    {"type": "ack", "seq": 0, "ref": "r", "later": {}},
+    {"type": "chat", "message": "hello"},
+    {"type": "chat", **_CHAT, "ref": "r"},
+)
+"""What a client may send on a socket; the chats without their type are bodies of a send too."""
