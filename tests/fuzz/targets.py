@@ -23,10 +23,10 @@ from backplane.router.transfer import judge
 from backplane.session_log import Live, Replaced, parse_push
 from backplane.settings import ENV_PREFIX, Settings, load
 from gateway import handshake, outgoing, protocol
-from gateway.auth import Identity
 from gateway.chat import Context, build_action, decode_body
 from gateway.errors import ERROR_CODES, ClientError
 from gateway.frames import MAX_CONTROL_BYTES, Binary, Close, Event, FrameDecoder, Ping, Pong, Text, TooLarge
+from gateway.identity import ANYONE, Identity
 from gateway.problem import problem_body
 from tests.fuzz import http_connection
 from tests.fuzz.examples import CALLBACKS, MESSAGES, TENANT
@@ -38,7 +38,7 @@ Target = Callable[[bytes], None]
 
 AT = "2026-01-31T12:00:00.000Z"
 NOW = 1_769_860_800.0
-IDENTITY = Identity(TENANT, "free", "s-1", "ann@example.org", "sales", None)
+IDENTITY = Identity(TENANT, "free", "s-1", "ann@example.org", "sales", ANYONE)
 
 
 # WebSocket frames.
