@@ -102,7 +102,7 @@ def jwk_set(*entries: Any) -> dict[str, Any]:
 
 def claims(**more: Any) -> dict[str, Any]:
     """A token's claims; those given as None are left out."""
-    usual = {"tenant_id": "acme", "tenant_tier": "free", "session_id": "s-1", "exp": time.time() + 60}
+    usual = {"tenant_id": "acme", "tenant_tier": "free", "session_id": "s-1", "exp": time.time() + 3_600}
     return {name: value for name, value in {**usual, **more}.items() if value is not None}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 
 from backplane.errors import ConfigurationError
@@ -275,6 +277,36 @@ async def test_too_many_questions(world: World, monkeypatch: pytest.MonkeyPatch)
     assert await world.check("c") == "ok"
 
 
+async def test_one_tenant_does_not_keep_others_from_asking(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its share of what may wait, and gets it back with the answers."""
+    monkeypatch.setattr(access, "_MOST_OF_A_TENANT", 2)
+    world.gate.clear()
+    waiting = [world.begin("a"), world.begin("b")]
+    await settle()
+    assert await world.check("c") == "access_unknown"
+    waiting.append(world.begin("c", identity(tenant_id="other")))
+    await settle()
+    world.gate.set()
+    assert await asyncio.gather(*waiting) == ["ok"] * 3
+    for agent in "defgh":
+        assert await world.check(agent) == "ok"
+
+
+async def test_being_busy_lets_nobody_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where failures do: whoever wants to get through would only have to keep it busy."""
+    world = World(Clock(), monkeypatch, access_check_failure="open")
+    monkeypatch.setattr(access, "_MOST_OF_A_TENANT", 1)
+    world.gate.clear()
+    waiting = world.begin("a")
+    await settle()
+    assert await world.check("b") == "access_unknown"
+    world.gate.set()
+
+    assert await waiting == "ok"
+
+
 # When there is no answer.
 
 
@@ -289,6 +321,24 @@ async def test_failure_open(monkeypatch: pytest.MonkeyPatch) -> None:
     world.answer = DENIED
 
     assert await world.check() == "agent_forbidden"
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"allowed":"\xff"}', b"<html>"])
+@pytest.mark.parametrize(("failure", "code"), [("closed", "access_unknown"), ("open", "ok")])
+async def test_an_answer_that_cannot_be_read(
+    content: bytes, failure: str, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no answer, whatever is wrong with it."""
+    transport = httpx.MockTransport(lambda _request: httpx.Response(200, content=content))
+    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
+    settings = Settings(access_check_url=URL, access_check_failure=failure)
+    access_check = AgentAccess(settings, FakeLogger().as_logger())
+    if code == "ok":
+        await access_check.check(identity(), "sales")
+    else:
+        with pytest.raises(ClientError) as caught:
+            await access_check.check(identity(), "sales")
+        assert caught.value.error_code == code
 
 
 async def test_a_known_no_stays_while_it_is_down(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,6 +178,14 @@ async def test_a_part_of_a_list(crowded: StubPod, client: httpx.AsyncClient) -> 
     assert (len(answer["connections"]), answer["more"]) == (2, True)
 
 
+@pytest.mark.parametrize("limit", ["0000000100999", "00000001" + "9" * 5_000, "000000000000500"])
+async def test_limits_with_zeros_before_them(crowded: StubPod, client: httpx.AsyncClient, limit: str) -> None:
+    """They are no way past the limit, and no mistake of ours."""
+    response = await client.get(CONNECTIONS, params={"limit": limit}, headers=operator(crowded))
+
+    check_problem(response, 400, "invalid_field")
+
+
 @pytest.mark.parametrize(
     "limit", ["0", "1001", "-1", "", "1.5", "x", "1e3", "9" * 5_000, "\u0661", "+5", " 5"]
 )
@@ -344,6 +352,63 @@ async def test_revocations_that_are_none(
     check_problem(await client.post(REVOCATIONS, json=body, headers=tenant(pod)), 422, code)
 
     assert pod.revocations.entries == {}
+
+
+@pytest.mark.parametrize("body", [{}, {"issued_before": 5}])
+async def test_a_whole_tenant_is_named(pod: StubPod, client: httpx.AsyncClient, body: Any) -> None:
+    """Nobody revokes it by leaving something out, also not the only one that he could mean."""
+    check_problem(await client.post(REVOCATIONS, json=body, headers=tenant(pod)), 422, "missing_id")
+    check_problem(await client.delete(REVOCATIONS, headers=tenant(pod)), 422, "missing_id")
+    assert pod.revocations.entries == {}
+
+
+@pytest.mark.parametrize("body", [{"token_id": "stolen"}, {"user_id": "root"}, {}], ids=str)
+async def test_operators_are_revoked_by_operators(
+    pod: StubPod, client: httpx.AsyncClient, body: dict[str, str]
+) -> None:
+    """Their tokens are of no tenant, and can be stolen like others."""
+    body = {"tenant_id": OPERATOR, **body}
+    check_problem(await client.post(REVOCATIONS, json=body, headers=tenant(pod)), 400, "invalid_id")
+    assert pod.revocations.entries == {}
+    assert (await client.post(REVOCATIONS, json=body, headers=operator(pod))).status_code == 201
+    [(_kind, whose, name)] = pod.revocations.entries
+    assert (whose, name) == (
+        OPERATOR,
+        next((body[key] for key in ("token_id", "user_id") if key in body), ""),
+    )
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "\u00fc", "", "x" * 257, "a\tb", "\x7f"])
+async def test_token_ids_that_are_none(pod: StubPod, client: httpx.AsyncClient, name: str) -> None:
+    """What would break the lines in which revocations are kept is no id."""
+    response = await client.post(REVOCATIONS, json={"token_id": name}, headers=tenant(pod))
+    assert response.status_code == 422
+    response = await client.delete(REVOCATIONS, params={"token_id": name}, headers=tenant(pod))
+    assert response.status_code == 422
+    assert pod.revocations.entries == {}
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "*", "a\nb", "\u00fc"])
+async def test_users_that_are_none(pod: StubPod, client: httpx.AsyncClient, name: str) -> None:
+    """Nor is a user whom no token could name."""
+    for path in (REVOCATIONS, CLOSE):
+        response = await client.post(path, json={"user_id": name}, headers=tenant(pod))
+        check_problem(response, 400, "invalid_id")
+    for path in (REVOCATIONS, CONNECTIONS):
+        method = "DELETE" if path == REVOCATIONS else "GET"
+        response = await client.request(method, path, params={"user_id": name}, headers=tenant(pod))
+        check_problem(response, 400, "invalid_id")
+    assert not changed(pod)
+
+
+async def test_words_that_lifting_does_not_know(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """A misspelled user must not lift what is in force for the whole tenant."""
+    await pod.revocations.revoke(Revocation("tenant", "acme", "", 0.0, 0), 0.0)
+    for query in ("userid=ann&tenant_id=acme", "tenant_id=acme&x="):
+        response = await client.delete(f"{REVOCATIONS}?{query}", headers=tenant(pod))
+        check_problem(response, 400, "invalid_field")
+
+    assert len(pod.revocations.entries) == 1
 
 
 async def test_lifting(pod: StubPod, client: httpx.AsyncClient) -> None:

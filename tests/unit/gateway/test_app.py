@@ -93,6 +93,58 @@ async def test_almost_an_address(path: str) -> None:
     assert not await answers(with_tokens(), "GET", path)
 
 
+# Pages of strangers, where there are no tokens.
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "ok"),
+    [
+        (None, "127.0.0.1:8080", True),
+        (None, "localhost:8080", True),
+        (None, "[::1]:8080", True),
+        (None, "gateway:8080", True),
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", True),
+        ("http://localhost:8080", "localhost:8080", True),
+        (ORIGIN, "127.0.0.1:8080", True),
+        ("https://evil.test", "127.0.0.1:8080", False),
+        ("null", "127.0.0.1:8080", False),
+        ("http://evil.test:8080", "evil.test:8080", False),
+        (None, "evil.test:8080", False),
+        (None, "127.0.0.1.evil.test", False),
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [*CLIENTS, *OPERATORS])
+async def test_pages_of_strangers(method: str, path: str, origin: str | None, host: str, ok: bool) -> None:
+    """A page that a developer happens to look at uses nothing of his pod, whatever its name points to."""
+    pod = StubPod(allowed_origins=ORIGIN)
+    headers = {"Host": host, "Content-Type": "text/plain"} | ({} if origin is None else {"Origin": origin})
+    async with client_of(pod) as client:
+        response = await client.request(method, path, content=b"{}", headers=headers)
+
+    if ok:
+        assert response.status_code != 403
+    else:
+        check_problem(response, 403, "origin_not_allowed")
+        assert pod.refused == {"origin_not_allowed": 1}
+        assert (pod.commands.called, pod.log.calls) == ([], [])
+
+
+@pytest.mark.parametrize("path", HEALTH)
+async def test_health_is_for_every_name(path: str) -> None:
+    """A load balancer calls the pod as it likes."""
+    async with client_of(StubPod()) as client:
+        assert (await client.get(path, headers={"Host": "pods.example.com"})).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [*CLIENTS, *OPERATORS])
+async def test_with_tokens_pages_are_not_asked(method: str, path: str) -> None:
+    """A page has no token of anybody else's, so its name is of no interest."""
+    async with client_of(with_tokens()) as client:
+        response = await client.request(method, path, headers={"Host": "a.test", "Origin": "http://b.test"})
+
+    check_problem(response, 401, "token_missing")
+
+
 # Pages of other origins (CORS).
 
 

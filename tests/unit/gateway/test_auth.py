@@ -516,6 +516,16 @@ def test_where_keys_may_be_fetched(url: str, ok: bool) -> None:
             Authenticator(Settings(jwt_jwks_url=url, jwt_algorithms="RS256"))
 
 
+@pytest.mark.parametrize("names", ["HS256", "HS256,HS512"])
+@pytest.mark.parametrize("secret", ["", SECRET])
+def test_a_provider_whose_tokens_nobody_would_take(names: str, secret: str) -> None:
+    """A provider publishes no secrets: with HMAC alone all of its tokens would be refused."""
+    with pytest.raises(ConfigurationError, match="JWT_ALGORITHMS"):
+        Authenticator(
+            Settings(jwt_jwks_url="https://login.example.org/", jwt_algorithms=names, jwt_secret=secret)
+        )
+
+
 def test_keys_over_plain_http_where_that_is_meant() -> None:
     """In a network that is trusted."""
     Authenticator(Settings(jwt_jwks_url="http://keys.internal/", jwt_algorithms="RS256", allow_insecure=True))

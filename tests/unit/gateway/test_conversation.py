@@ -303,8 +303,10 @@ async def test_renewed(pod: Pod, later: Time, when: str) -> None:
     assert answer["type"] == "ack"
     new_end = answer["data"]["token_expires_at"]
     assert new_end == pytest.approx(time.time() + 1_000, abs=5)
+    told = codes(client)
     pod.sockets.expiries.turn(ends + 100)
     assert client.close_codes == []
+    assert codes(client) == told == ([] if when == "before" else ["token_expired"])
     later.ahead = 500
     assert await chat(pod, client) == "free"
     pod.sockets.expiries.turn(new_end + 10)
@@ -320,6 +322,7 @@ async def test_gone_before_it_expires(pod: Pod) -> None:
     pod.sockets.expiries.turn(time.time() + 1_000)
 
     assert codes(client) == []
+    assert pod.refused == {}
 
 
 # A new token.
@@ -415,7 +418,7 @@ async def test_a_token_that_is_still_being_verified(pod: Pod, monkeypatch: pytes
     assert pod.logger.names == []
     assert pod.conversation.sends_in_flight == set()
     pod.sockets.expiries.turn(time.time() + 10**6)
-    assert codes(client) == ["too_many_in_flight"]
+    assert pod.refused == {"too_many_in_flight": 1}
 
 
 async def test_without_tokens_a_new_one_is_answered() -> None:

@@ -117,6 +117,8 @@ def told(client: Client) -> tuple[str, list[int]]:
         (revocation("user", "ann"), grant(user="ann", at=0.0), True),
         (revocation("user", "ann"), grant(user="bob"), False),
         (revocation("user", "ann"), grant(user=None), False),
+        (revocation("user", "None"), grant(user=None), False),
+        (revocation("token", "None"), grant(None), False),
         (revocation("user", "ann"), grant("ann"), False),
         (revocation("user", "ann"), grant(user="ann", tenant="other"), False),
         (revocation("tenant"), grant(), True),
@@ -258,6 +260,27 @@ async def test_a_token_that_is_revoked_while_its_socket_opens(world: World) -> N
 
     assert client.told == ("token_revoked", [4501])
     assert (world.pod.sockets.opened, world.pod.hub.sessions) == (0, 0)
+
+
+async def test_it_lives_on_without_redis(world: World) -> None:
+    """A pod that starts before its Redis, or loses it, keeps asking, and knows as soon as it can."""
+    world.store.up = False
+    running = asyncio.create_task(world.enforcement.revocations.run())
+    await settle()
+    assert not running.done()
+    assert not world.enforcement.revocations.loaded
+    world.store.up = True
+    world.enforcement.revocations.look()
+    await settle()
+    assert world.enforcement.revocations.loaded
+    world.store.up = False
+    world.enforcement.revocations.look()
+    await settle()
+
+    assert not running.done()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
 
 
 # Orders.

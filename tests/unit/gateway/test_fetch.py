@@ -58,6 +58,13 @@ async def failure(fetcher: Fetcher) -> str:
     return str(caught.value)
 
 
+def ascii_start(content: bytes) -> str:
+    return ascii(content[:20])
+
+
+UNREADABLE = [b'["\xff"]', b'{"keys":"\xff"}', b"[" * 100_000, b'{"a":' * 100_000]
+
+
 # Addresses.
 
 
@@ -149,7 +156,11 @@ async def test_nothing(service: Service, fetcher: Fetcher, content: bytes) -> No
     assert (await fetcher.ask()).document is None
 
 
-@pytest.mark.parametrize("content", [b"<html>", b"{", b'{"a":1} x', b"NaN", b"\xff\xfe", b"{'a': 1}", b"\0"])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>", b"{", b'{"a":1} x', b"NaN", b"\xff\xfe", b"{'a': 1}", b"\0", *UNREADABLE],
+    ids=ascii_start,
+)
 async def test_what_is_not_json(service: Service, fetcher: Fetcher, content: bytes) -> None:
     """It is said so, and nothing of it is shown."""
     service.says(200, content=content)

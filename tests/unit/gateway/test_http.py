@@ -74,6 +74,18 @@ async def test_a_slow_body(pieces: tuple[bytes, ...]) -> None:
     assert await refusal(request(*pieces, hangs=True), slow) == (408, "request_timeout")
 
 
+async def test_a_client_that_leaves() -> None:
+    """A body that ends before it is whole is its client's matter, and no mistake of ours."""
+    asked = request(b"he", hangs=True)
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": b"he", "more_body": True}]
+    messages.append({"type": "http.disconnect"})
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    assert await refusal(Request(asked.scope, receive), LIMITS) == (400, "bad_request")
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "br", "deflate, gzip", "identity, gzip", "x", " gzip"])
 async def test_a_compressed_body(encoding: str) -> None:
     """What it grows to is not known before, so it is not taken at all."""

@@ -247,6 +247,16 @@ def test_a_token_that_may_not_listen() -> None:
     assert error_of(renewed, identity(), grant(scopes=frozenset({"chat"}))) == (403, "scope_missing")
 
 
+def test_an_administrator_who_is_none_any_more() -> None:
+    """His socket may be of a session that only an administrator could open."""
+    admin = frozenset({"listen", "admin"})
+    before = identity(scopes=admin)
+    assert before.owner == ANY_USER
+    assert renewed(before, grant(scopes=admin)).owner == ANY_USER
+    assert error_of(renewed, before, grant()) == FORBIDDEN
+    assert renewed(identity(), grant(scopes=admin)).owner == ANY_USER
+
+
 def test_renewed_without_tokens() -> None:
     """Where nobody needs a token, a new one changes nothing."""
     before = settle(ANYONE, Stated("acme", "free", "s-1", None, None, NAMES))

@@ -186,6 +186,23 @@ async def test_a_provider_that_is_down(world: World, trouble: Any, says: str) ->
     assert world.logger.names == ["jwks_fetched", "jwks_not_fetched", "jwks_fetched"]
 
 
+async def test_what_nobody_expected(world: World) -> None:
+    """A document that makes a library stumble ends no pod, nor is its reason shown to anybody else."""
+    running = world.run()
+    await settle()
+    world.provider.now = RecursionError("a mistake")
+    await world.clock.forward(REFRESH_S)
+    looking = world.look("b")
+    await world.clock.forward(2)
+    assert looking.done()
+    assert not looking.result()
+    assert (world.kids, running.done()) == (["a"], False)
+    world.provider.now = keys("b")
+    await world.clock.forward(2)
+
+    assert (world.kids, world.jwks.problem) == (["b"], "")
+
+
 async def test_a_provider_that_is_not_there_at_first(world: World) -> None:
     """Until the first set there are no keys, which is not the same as none."""
     world.provider.now = FetchError("away")

@@ -234,6 +234,7 @@ def test_any_text(origin: str, host: str) -> None:
         assert host.lower() in origin.lower()
     Origins("", local=True).allows(origin, host)
     Origins("", local=True).allows(f"http://{host}", host)
+    Origins("", local=True).allows_request(origin, host)
 
 
 NAMES = st.from_regex(r"[a-z0-9-]{1,8}(\.[a-z0-9-]{1,8}){0,3}", fullmatch=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from backplane.errors import ConfigurationError
 from gateway.signing_keys import ALGORITHMS, Key, KeyRing, file_key, jwks_keys, pem_key, secret_key
 from tests.unit.gateway.signing import (
+    SECRET,
     certificate,
     jwk,
     jwk_set,
@@ -218,6 +219,9 @@ UNUSABLE = [
     pytest.param(jwk("ES256", "k", alg="ES384"), id="a curve for another"),
     pytest.param(jwk("RS256", "k", alg="RSA-OAEP"), id="an algorithm of encryption"),
     pytest.param(jwk("RS256", "k", alg=["RS256"]), id="alg a list"),
+    pytest.param(jwk("RS256", "k", alg=[]), id="alg an empty list"),
+    pytest.param(jwk("RS256", "k", alg={}), id="alg an empty object"),
+    pytest.param(jwk("RS256", "k", alg=""), id="alg empty"),
     pytest.param(jwk("RS256", "k", kty=["RSA"]), id="kty a list"),
     pytest.param(jwk("RS256", "k", n=5), id="n a number"),
     pytest.param(jwk("RS256", "k", n=None), id="n null"),
@@ -341,6 +345,13 @@ def test_a_ring_is_its_keys() -> None:
     keys = [key("a", "RS256"), key(None, "ES256")]
 
     assert (list(KeyRing(keys)), len(KeyRing(keys)), len(KeyRing(()))) == (keys, 2, 0)
+
+
+def test_keys_are_not_shown() -> None:
+    """A key in a traceback or a log line is its name, not the key."""
+    for one in (secret_key(SECRET.encode(), "k-1", ""), pem_key(pem("RS256"), None, "")):
+        assert repr(one) == f"Key({one.kid!a}, {sorted(one.algorithms)})"
+    assert SECRET not in f"{[secret_key(SECRET.encode(), None, '')]}"
 
 
 def test_every_algorithm_has_a_kind() -> None:

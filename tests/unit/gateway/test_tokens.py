@@ -150,6 +150,22 @@ def test_no_tokens_for_scopes_that_are_none(scopes: list[str]) -> None:
         issue(settings(), scopes=scopes)
 
 
+@pytest.mark.parametrize(("algorithms", "length"), [("HS512", 63), ("HS384", 47), ("HS512,RS256", 32)])
+def test_no_tokens_with_a_secret_that_is_too_short_for_them(algorithms: str, length: int) -> None:
+    """No pod of these settings starts, so none would take them."""
+    same = settings(jwt_algorithms=algorithms, jwt_secret="x" * length)
+    with pytest.raises(ConfigurationError):
+        Authenticator(same)
+    with pytest.raises(ConfigurationError, match="JWT_ALGORITHMS"):
+        issue(same)
+
+
+def test_no_tokens_for_users_where_none_are_named() -> None:
+    """Or its bearer would speak for the whole tenant."""
+    with pytest.raises(ConfigurationError, match="JWT_CLAIM_USER"):
+        issue(settings(jwt_claim_user=""), user_id="ann")
+
+
 @pytest.mark.parametrize("secret", ["", "x" * 31])
 def test_no_tokens_without_a_secret(secret: str) -> None:
     """A token that no pod could check is not made."""
