@@ -32,6 +32,7 @@ from backplane.wire import Argument, forget
 
 _RENEWALS_A_LEASE = 3
 _AGAIN_S = 0.1
+_STALE_S = 0.5  # a view of the pods that is older is renewed before anybody is refused
 _KEPT_MS = 26 * 3600 * 1000
 _REVIEW_S = 3600.0  # well before the counts of sockets expire that are older than that
 _KEYS_A_SCRIPT = 20
@@ -102,6 +103,7 @@ class ConnectionCounts:
         self._on_forgotten = on_forgotten
         self._pods = frozenset({pod_id})
         self._leased_until = -math.inf  # at least; by this process's clock
+        self._seen_at = -math.inf  # when it was asked which pods live
         self._gone = False
         self._joining = Counter[Place]()  # what Redis may count already
         self._besides = Counter[Place]()  # what Redis counts and the caller does not know of (any more)
@@ -164,9 +166,18 @@ class ConnectionCounts:
             if what == b"counted":
                 return None
             if what != b"unknown":
-                return Full(what.decode(), told[0])
+                if await self._nobody_has_died():
+                    return Full(what.decode(), told[0])
+                continue
             suspects.update(name.decode() for name in told)
             dead = await self._dead_of(suspects)
+
+    async def _nobody_has_died(self) -> bool:
+        """Whether the pods are those of a view that is new enough to refuse somebody by it."""
+        if asyncio.get_running_loop().time() < self._seen_at + _STALE_S:
+            return True
+        seen = self._pods
+        return seen <= await self._renewed()
 
     async def _ask_to_join(self, place: Place, most: Most, dead: list[str]) -> list[Any]:
         keys = self._keys_of(place)
@@ -367,6 +378,7 @@ class ConnectionCounts:
             self._log.warning("pod_lease_lost", lease_s=self._lease_s)
         self._pods = frozenset(name.decode() for name in told) | {self._pod_id}
         self._leased_until = asked_at + self._lease_s
+        self._seen_at = asked_at
         return self._pods
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:

@@ -56,13 +56,14 @@ class Wire(asyncio.Protocol):
         self.heard_at = self._loop.time()
         self.lost = asyncio.Event()
         self.reason = ""
-        self._resting = False
+        self._may_rest = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = self._loop.time()
+        self._may_rest = True
         reader, waiting = self._reader, self._waiting
         reader.feed(data)
         while (reply := reader.gets()) is not _MORE:
@@ -133,14 +134,17 @@ class Wire(asyncio.Protocol):
         return bool(self._waiting) and self._loop.time() - self.heard_at > timeout_s
 
     def rest(self, delay_s: float) -> None:
-        """Read nothing for a moment: what is pushed meanwhile is then read in one go."""
-        if self._transport is not None and not self._resting and not self._transport.is_closing():
-            self._resting = True
+        """Read nothing for a moment: what is pushed meanwhile is then read in one go.
+
+        Nothing, if it has read nothing since the last time: else a busy connection, whose pushes have several
+        rest, would keep the others from ever reading.
+        """
+        if self._transport is not None and self._may_rest and not self._transport.is_closing():
+            self._may_rest = False
             self._transport.pause_reading()
             self._loop.call_later(delay_s, self._read_on)
 
     def _read_on(self) -> None:
-        self._resting = False
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -121,10 +121,13 @@ class Conversation:
             context = Context(_agent_of(message, identity), headers={"X-Request-Source": "websocket"})
         except ClientError as error:
             raise protocol.BadMessage(error, message.ref) from None
-        self._begin(connection, message.ref, self._send(identity, context, message))
+        self._begin(connection, message.ref, self._send(connection, identity, context, message))
 
-    async def _send(self, identity: Identity, context: Context, message: protocol.Chat) -> dict[str, Any]:
+    async def _send(
+        self, connection: Connection, identity: Identity, context: Context, message: protocol.Chat
+    ) -> dict[str, Any]:
         accepted = await self._sender.send(identity, context, message)
+        connection.strikes = max(0, connection.strikes - 1)
         return accepted.answer
 
     # auth

@@ -159,6 +159,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._upgraded = True
         self._disarm()
         super().handle_websocket_upgrade()
+        # It holds this in turn: each socket would leave both of them to the garbage collector.
+        self.parser = None  # type: ignore[assignment]
 
     def _arm(self) -> None:
         self.half_open.add(self)

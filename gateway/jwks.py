@@ -19,7 +19,7 @@ from gateway.fetch import Fetcher, FetchError
 from gateway.signing_keys import Key, jwks_keys
 
 COOLDOWN_S = 2.0
-_UNKNOWN_FOR_S = 30.0
+_UNKNOWN_FOR_S = 5.0  # a key may be used a moment before it is published
 _UNKNOWN_MOST = 1_000
 _RETRY_S = 2.0
 
@@ -44,6 +44,7 @@ class Jwks:
         self._on_keys = on_keys
         self._log = log
         self._began = float("-inf")
+        self._had = float("-inf")  # when the fetch began whose keys are in use
         self._fetching: asyncio.Task[bool] | None = None
         self._tasks: set[asyncio.Task[bool]] = set()
         self._unknown: OrderedDict[str, float] = OrderedDict()
@@ -86,7 +87,7 @@ class Jwks:
     async def _fetch_when_due(self) -> bool:
         # Shared only until it begins: who comes later may know of a newer key.
         await asyncio.sleep(max(0.0, self._began + COOLDOWN_S - time.monotonic()))
-        self._began = time.monotonic()
+        began = self._began = time.monotonic()
         self._fetching = None
         try:
             answer = await self._fetcher.ask()
@@ -100,6 +101,9 @@ class Jwks:
             self._log.exception("jwks_not_understood")
             self._fail(type(error).__name__)
             return False
+        if began < self._had:
+            return True  # a fetch that began later has been answered before
+        self._had = began
         if self.problem:
             self._log.info("jwks_fetched", keys=len(keys))
         self.problem = ""

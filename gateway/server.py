@@ -187,6 +187,7 @@ def _config(pod: Pod, app: Starlette, room: Room, *, sockets: bool = True) -> uv
         ws=new_connection if sockets else "none",  # type: ignore[arg-type]  # it is only called
         http=bounded_protocol(pod.settings.handshake_timeout_s, room.half_open),
         lifespan="off",
+        backlog=_BACKLOG,  # uvicorn listens anew, with 2,048 if it is not told otherwise
         log_config=None,
         access_log=False,
         server_header=False,

@@ -214,7 +214,9 @@ def status(answer: bytes) -> int:
     return int(answer[9:12]) if answer else 0
 
 
-def head(target: str, *lines: str, opening: bool = True, method: str = "GET") -> bytes:
+def head(
+    target: str, *lines: str, opening: bool = True, method: str = "GET", host: str = "chat.example.com:8443"
+) -> bytes:
     """The head of a request, with ``opening`` of one that wants to become a socket."""
     upgrade = (
         "Upgrade: websocket",
@@ -223,7 +225,7 @@ def head(target: str, *lines: str, opening: bool = True, method: str = "GET") ->
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
     )
     rest = (*(upgrade if opening else ("Connection: close",)), *lines, "", "")
-    return "\r\n".join((f"{method} {target} HTTP/1.1", "Host: chat.example.com:8443", *rest)).encode()
+    return "\r\n".join((f"{method} {target} HTTP/1.1", f"Host: {host}", *rest)).encode()
 
 
 def post(body: bytes, target: str = "/api/chat/send") -> bytes:
@@ -489,7 +491,8 @@ def test_a_message_through_the_balancer(front: Balancer, cluster: Cluster) -> No
         f"X-Session-ID: {session_id}",
         f"Content-Length: {len(body)}",
     )
-    answer = raw(front, head("/api/chat/send", *lines, opening=False, method="POST") + body)
+    asked = head("/api/chat/send", *lines, opening=False, method="POST", host="localhost")
+    answer = raw(front, asked + body)
     assert status(answer) == 200
     with redis.Redis(port=cluster.redis_port, decode_responses=True) as aes:
         queue = aes.lrange("nooble4:dev:agent_execution_service:actions:free", 0, -1)

@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
+from backplane import connection_counts
 from backplane.connection_counts import ConnectionCounts, Full, Most, Place, tenant_connections
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
@@ -444,6 +445,36 @@ async def test_a_refused_one_deletes_what_dead_pods_left(pair: list[Pod], redis_
     await one.counts.renew()
     assert await one.join(most=Most(2, 1, 0)) == Full("session", 1)
     assert right(redis_client, one)
+
+
+async def test_nobody_is_refused_by_an_old_view(
+    pair: list[Pod], redis_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed pod's places are free as soon as its lease has ended, not when the next renewal is due."""
+    monkeypatch.setattr(connection_counts, "_STALE_S", 0.0)
+    one, two = pair
+    await two.join()
+    assert await one.join(most=Most(1, 1, 1)) == Full("tenant", 1)
+    die(redis_client, two)
+    assert await one.join(most=Most(1, 1, 1)) is None
+    assert right(redis_client, one)
+
+
+async def test_many_are_refused_by_one_view(pair: list[Pod], redis_client: Client) -> None:
+    """A crowd that is refused does not ask each for itself who lives."""
+    one, two = pair
+    await one.counts.renew()
+    await two.join()
+    leases = 0
+
+    async def counted(script: Script, _args: list[Argument]) -> None:
+        nonlocal leases
+        leases += script is LEASE
+
+    one.store.before = counted
+    assert await asyncio.gather(*[one.join(most=Most(1, 1, 1)) for _ in range(50)]) == [Full("tenant", 1)] * 50
+
+    assert leases == 0
 
 
 async def test_names_that_begin_alike(redis_url: str, redis_client: Client) -> None:

@@ -191,6 +191,31 @@ async def test_sends_over_their_limit_are_strikes_too(clock: Clock) -> None:
     assert pod.queue.pushed == []
 
 
+async def test_who_gets_some_through_is_no_flood(clock: Clock) -> None:
+    """A client that is a little over its limit is slowed; each message that is taken makes up for one."""
+    pod = Pod(rate_limit_patience=3)
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    taken = pod.limiter.answer
+
+    async def chat(answer: Charged | Exception) -> None:
+        pod.limiter.answer = answer
+        client.say(type="chat", message="hello")
+        await settle()
+
+    for _ in range(10):
+        await chat(taken)
+        await chat(OVER)
+    await chat(OVER)
+    assert client.close_codes == []
+    await chat(taken)
+    await chat(OVER)
+    assert client.close_codes == []
+    await chat(OVER)
+
+    assert client.close_codes == [4029]
+    assert codes(client) == ["rate_limited"] * 13
+
+
 async def test_other_errors_are_no_strikes(clock: Clock) -> None:
     """A client that is wrong is not one that is too fast."""
     pod = Pod(rate_limit_patience=2, sends_in_flight_max=1, bad_frames_max=100)

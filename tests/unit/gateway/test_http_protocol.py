@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -117,6 +119,27 @@ class Server:
         return protocol, transport
 
 
+class FakeSocket:
+    """What takes a connection over that is no HTTP any more."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Nothing is done with it."""
+
+    def data_received(self, data: bytes) -> None:
+        """Nor with its upgrade request."""
+
+
+class Transport(FakeTransport):
+    """One that changes hands."""
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Only that of the socket is asked for anything from now on."""
+
+
+UPGRADE = (
+    b"GET /ws/s HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
 WHOLE = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -149,6 +172,23 @@ async def test_the_next_request_of_a_connection_waits_again() -> None:
         await settle()
         assert server.waiting == 1
     protocol.connection_lost(None)
+
+
+async def test_what_has_become_a_socket_is_freed_at_once() -> None:
+    """Nothing of its HTTP stays for the garbage collector, which would look at it each time until then."""
+    config = uvicorn.Config(app, lifespan="off", log_config=None, ws=cast("Any", lambda **_more: FakeSocket()))
+    protocol = bounded_protocol(60.0, 100)(config, ServerState(), {})
+    gone = weakref.ref(protocol)
+    gc.disable()
+    try:
+        protocol.connection_made(Transport())
+        protocol.data_received(UPGRADE)
+        del protocol
+        await settle()
+
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_gone_is_not_waiting() -> None:

@@ -303,19 +303,20 @@ async def test_who_comes_during_a_fetch(world: World) -> None:
 async def test_a_key_that_does_not_exist(world: World) -> None:
     """Its name is remembered for a while, and asks nobody any more; then it is looked for again."""
     assert await world.jwks.look_for("x")
-    for _ in range(29):
+    for _ in range(4):
         await world.clock.forward(1)
         assert await world.jwks.look_for("x")
     assert world.asked == [0]
     await world.clock.forward(1)
     assert await world.jwks.look_for("x")
 
-    assert world.asked == [0, 30]
+    assert world.asked == [0, 5]
 
 
 async def test_names_that_do_not_exist_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever makes up names fills no memory with them; the newest are remembered."""
     monkeypatch.setattr(jwks, "_UNKNOWN_MOST", 3)
+    monkeypatch.setattr(jwks, "_UNKNOWN_FOR_S", 30.0)
     for kid in "wxyz":
         looking = world.look(kid)
         await world.clock.forward(2)
@@ -371,6 +372,26 @@ async def test_a_failure_is_no_answer(world: World) -> None:
     assert await world.jwks.look_for("b")
 
     assert world.kids == ["b"]
+
+
+async def test_an_answer_that_comes_late(world: World) -> None:
+    """It does not take away the keys of a fetch that began after it."""
+    world.provider.gated = True
+    slow = world.look("a")
+    await settle()
+    await world.clock.forward(COOLDOWN_S)
+    fast = world.look("b")
+    await settle()
+    first, second = world.provider.questions
+    second.answer(keys("b"))
+    await settle()
+    first.answer(keys("a"))
+    await settle()
+
+    assert fast.result()
+    assert slow.result()
+    assert world.kids == ["b"]
+    assert world.told == [["b"]]
 
 
 async def test_who_does_not_wait_any_longer(world: World) -> None:
