@@ -33,6 +33,7 @@ from backplane.wire import Argument, forget
 _RENEWALS_A_LEASE = 3
 _AGAIN_S = 0.1
 _STALE_S = 0.5  # a view of the pods that is older is renewed before anybody is refused
+_RECONNECTING_S = 1.0
 _KEPT_MS = 26 * 3600 * 1000
 _REVIEW_S = 3600.0  # well before the counts of sockets expire that are older than that
 _KEYS_A_SCRIPT = 20
@@ -182,7 +183,7 @@ class ConnectionCounts:
     async def _ask_to_join(self, place: Place, most: Most, dead: list[str]) -> list[Any]:
         keys = self._keys_of(place)
         if not self._store.serves(keys[0]):  # then nothing is sent that might be carried out unseen
-            raise RedisUnavailable(f"not connected to Redis: {self._store.last_error}")
+            await self._reconnected(keys[0])
         limits = self._keys.tenant_limits(place.tenant_id)
         args: list[Argument] = [self._pod_id, _KEPT_MS, *most, _words(self._pods), _words(dead)]
         try:
@@ -193,6 +194,18 @@ class ConnectionCounts:
             self._lost.add(place)
             raise
         return reply
+
+    async def _reconnected(self, key: str) -> None:
+        """Wait a moment for a connection: when Redis has been away, everybody comes back at the same instant.
+
+        Raises:
+            RedisUnavailable: there is none still.
+        """
+        try:
+            async with asyncio.timeout(_RECONNECTING_S):
+                await self._store.wait_for(key)
+        except TimeoutError:
+            raise RedisUnavailable(f"not connected to Redis: {self._store.last_error}") from None
 
     async def _dead_of(self, suspects: set[str]) -> list[str]:
         """Those whose lease has ended, of pods that have counted something.

@@ -472,7 +472,9 @@ async def test_many_are_refused_by_one_view(pair: list[Pod], redis_client: Clien
         leases += script is LEASE
 
     one.store.before = counted
-    assert await asyncio.gather(*[one.join(most=Most(1, 1, 1)) for _ in range(50)]) == [Full("tenant", 1)] * 50
+    assert (
+        await asyncio.gather(*[one.join(most=Most(1, 1, 1)) for _ in range(50)]) == [Full("tenant", 1)] * 50
+    )
 
     assert leases == 0
 
@@ -712,8 +714,23 @@ async def test_leaves_that_redis_does_not_hear(own_valkey: Valkey, by_itself: bo
             await eventually(lambda: right(redis, one, two))
 
 
-async def test_joins_refused_for_want_of_redis_are_not_remembered(redis_url: str) -> None:
+async def test_a_join_waits_for_a_connection_that_is_being_made(redis_url: str) -> None:
+    """Who comes back in the instant in which Redis does is let in, and not sent away."""
+    store = open_store(parse_redis_url(redis_url), "late", timeout_s=5)
+    only = Pod(store, "p-1", 30, KEYS)
+    only.counts._leased_until = float("inf")
+    joining = asyncio.create_task(only.join())
+    await asyncio.sleep(0)
+    assert not store.up
+    async with running(store):
+        assert await joining is None
+
+
+async def test_joins_refused_for_want_of_redis_are_not_remembered(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While Redis is away all the world tries again and again."""
+    monkeypatch.setattr(connection_counts, "_RECONNECTING_S", 0.01)
     store = open_store(parse_redis_url(redis_url), "down", timeout_s=5)
     only = Pod(store, "p-1", 30, KEYS)
     only.counts._leased_until = float("inf")

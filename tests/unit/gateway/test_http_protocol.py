@@ -176,7 +176,9 @@ async def test_the_next_request_of_a_connection_waits_again() -> None:
 
 async def test_what_has_become_a_socket_is_freed_at_once() -> None:
     """Nothing of its HTTP stays for the garbage collector, which would look at it each time until then."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, ws=cast("Any", lambda **_more: FakeSocket()))
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, ws=cast("Any", lambda **_more: FakeSocket())
+    )
     protocol = bounded_protocol(60.0, 100)(config, ServerState(), {})
     gone = weakref.ref(protocol)
     gc.disable()
