@@ -63,6 +63,34 @@ class LimitReached(OrchestratorError):
     """There is no room for one more of something that is kept in Redis."""
 
 
+class NameUsed(OrchestratorError):
+    """A name under which a send may be repeated was used for something else.
+
+    Attributes:
+        task_id: what was sent under it.
+    """
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        super().__init__(f"the name was used for task {task_id}")
+
+
+class Busy(OrchestratorError):
+    """A session has tasks that do not allow another one now.
+
+    Attributes:
+        tasks: which.
+    """
+
+    def __init__(self, tasks: list[str]) -> None:
+        self.tasks = tasks
+        super().__init__(f"{len(tasks)} tasks run")
+
+
+class UnknownTask(OrchestratorError):
+    """There is no such task, or nothing is known of it any more."""
+
+
 class NotYours(OrchestratorError):
     """The session belongs to another user."""
 

@@ -126,9 +126,17 @@ class Keys:
         lists = self._spread.get(tenant_id, 1)
         return self.callbacks(tenant_id, 0 if lists == 1 else crc32(session_id.encode()) % lists)
 
+    def callbacks_all(self, tenant_id: str) -> list[str]:
+        """All lists of a tenant's callbacks."""
+        return [self.callbacks(tenant_id, number) for number in range(self._spread.get(tenant_id, 1))]
+
     def is_spread(self, tenant_id: str) -> bool:
         """Whether a tenant has several callback lists."""
         return tenant_id in self._spread
+
+    def action_mark(self, queue: str, task_id: str, what: str) -> str:
+        """That an action of a task was pushed to a queue, or must not be; in the queue's slot."""
+        return f"{self.prefix}:{{{queue}}}:{what}:{task_id}"
 
     @property
     def callbacks_prefix(self) -> str:
@@ -165,6 +173,18 @@ class Keys:
         """A session's record (hash), the base of its other keys, and the name of its channel."""
         return f"{self.prefix}:{{{callback_list}}}:s:{session_id}"
 
+    def task(self, callback_list: str, task_id: str) -> str:
+        """A task's record (hash); with an empty id what all of them begin with."""
+        return f"{self.prefix}:{{{callback_list}}}:t:{task_id}"
+
+    def due(self, callback_list: str) -> str:
+        """Sorted set of the tasks that run, by when (ms since 1970) a router has to look at them."""
+        return f"{self.prefix}:{{{callback_list}}}:due"
+
+    def send(self, callback_list: str, name: str) -> str:
+        """Which task was sent under a name, and a fingerprint of what it said."""
+        return f"{self.prefix}:{{{callback_list}}}:send:{name}"
+
     # Of one tenant; all in the slot of its first callback list, so that one script reaches them.
 
     def rate(self, tenant_id: str, name: str) -> str:
@@ -197,6 +217,11 @@ class Keys:
     def callback_lists(self) -> str:
         """Sorted set of the callback lists seen, by the time of their last callback."""
         return f"{self.prefix}:callback-lists"
+
+    @property
+    def due_lists(self) -> str:
+        """Sorted set of the callback lists that have tasks, by when (ms since 1970) the first one is due."""
+        return f"{self.prefix}:due-lists"
 
     @property
     def dead_letter_lists(self) -> str:

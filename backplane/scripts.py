@@ -27,7 +27,13 @@ def _load(name: str, *includes: str, lineage: bool = False) -> Script:
 
 
 PEEK = _load("peek", "_take")
-TRANSFER = _load("transfer", "_take", "_epoch", lineage=True)
+TRANSFER = _load("transfer", "_take", "_epoch", "_task", "_append", lineage=True)
+ACCEPT = _load("accept", "_session", "_task", lineage=True)
+CANCEL = _load("cancel", "_task")
+END_TASK = _load("end_task", "_epoch", "_task", "_append", lineage=True)
+DUE = _load("due", "_task")
+SETTLE = _load("settle")
+PUT_OFF = _load("put_off")
 RESUME = _load("resume", "_epoch", "_session", "_page", lineage=True)
 READ = _load("read", "_epoch", "_page")
 MARK_SENT = _load("mark_sent", "_epoch")

@@ -219,6 +219,18 @@ class SessionLog:
             raise NotYours
         return Position(reply[0].decode(), reply[1])
 
+    async def belongs(self, callback_list: str, session_id: str, user: str) -> bool:
+        """Whether a session is the user's (or of the whole tenant); who is nobody's is everybody's.
+
+        Args:
+            user: as for `resume`.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        owner = await self._commands.call("HGET", self._keys.session(callback_list, session_id), "u")
+        return not owner or user in (owner.decode(), ANY_USER)
+
     async def heads(
         self, sessions: Sequence[str], *, renew: bool = False
     ) -> list[Position | RedisUnavailable | None]:

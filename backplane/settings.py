@@ -109,6 +109,32 @@ class Settings:
         unit="callbacks", least=1, most=1_000_000, group="Session log",
     )  # fmt: skip
 
+    # Tasks.
+    deadline_grace_s: float = _setting(
+        2.0, "How long after its deadline a task is still waited for; then it ends with status timeout.",
+        unit="s", least=0, most=3_600, group="Tasks",
+    )  # fmt: skip
+    late_answers: str = _setting(
+        "keep", "An answer that comes after the timeout: keep it with the task only, or show it as well.",
+        choices=("keep", "show"), group="Tasks",
+    )  # fmt: skip
+    task_kept_s: int = _setting(
+        86_400, "How long a task can be asked for after its end.",
+        unit="s", least=60, most=90 * 86_400, group="Tasks",
+    )  # fmt: skip
+    idempotency_kept_s: int = _setting(
+        86_400, "How long a repeated Idempotency-Key or client_message_id is known.",
+        unit="s", least=60, most=90 * 86_400, group="Tasks",
+    )  # fmt: skip
+    session_tasks_max: int = _setting(
+        50, "Tasks that may run in one session at the same time.",
+        unit="tasks", least=1, most=1_000, group="Tasks",
+    )  # fmt: skip
+    busy_policy: str = _setting(
+        "concurrent", "A message to a session whose task still runs: runs beside it, is refused, or ends that one.",
+        choices=("concurrent", "reject", "interrupt"), group="Tasks",
+    )  # fmt: skip
+
     # The router.
     callback_max_bytes: int = _setting(
         1024 * 1024, "A larger callback becomes a dead letter.",
@@ -376,6 +402,10 @@ class Settings:
     )  # fmt: skip
     task_timeout_s: tuple[int, ...] = _setting(
         (30, 60, 120, 300), "Time an agent has for a task, per tier; also the most that a request may ask for.",
+        unit="s", least=1, group="Tiers",
+    )  # fmt: skip
+    task_extended_max_s: tuple[int, ...] = _setting(
+        (300, 600, 1_200, 3_600), "Most time that an agent's reports of progress can extend a task to, per tier.",
         unit="s", least=1, group="Tiers",
     )  # fmt: skip
     sends_per_minute: tuple[int, ...] = _setting(

@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from backplane.errors import QueueFull
+from backplane.keys import Keys
 from backplane.scripts import ENQUEUE
 from backplane.store import Store
+from backplane.wire import Argument
+
+_MARK_KEPT_S = 6 * 3600  # longer than a task is only reserved, also while no router lives for hours
+
+What = Literal["run", "cancel"]
 
 
 class TaskQueue:
-    """Pushes actions.
+    """Pushes actions, each once.
 
     Args:
         store: through which.
+        keys: names.
         most: actions that may wait in one queue.
     """
 
-    def __init__(self, store: Store, most: int) -> None:
+    def __init__(self, store: Store, keys: Keys, most: int) -> None:
         self._store = store
+        self._keys = keys
         self._most = most
 
-    async def push(self, queue_name: str, action: bytes) -> None:
-        """Push one action, once: it is not tried again after a lost reply.
+    async def push(self, queue_name: str, task_id: str, what: What, action: bytes) -> bool:
+        """Push an action of a task, if it was not pushed before.
+
+        Returns:
+            Whether it is in the queue, or was; if not, `void` was called before.
 
         Raises:
             QueueFull: as many as allowed wait already.
-            RedisUnavailable: Redis did not answer; whether the action was queued is unknown.
+            RedisUnavailable: Redis did not answer; trying again pushes nothing twice.
         """
-        if await self._store.script(ENQUEUE, [queue_name], [action, self._most]) < 0:
+        reply = await self._run(queue_name, task_id, what, action)
+        if reply == b"full":
             raise QueueFull(f"{queue_name} holds {self._most} actions already")
+        return reply == b"pushed"
+
+    async def void(self, queue_name: str, task_id: str, what: What) -> bool:
+        """Have an action never pushed from now on; returns False if it was pushed already.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        return await self._run(queue_name, task_id, what, b"") == b"void"
 
     async def length(self, queue_name: str) -> int:
         """How many actions wait.
@@ -36,3 +59,8 @@ class TaskQueue:
             RedisUnavailable: Redis did not answer.
         """
         return int(await self._store.call("LLEN", queue_name))
+
+    async def _run(self, queue_name: str, task_id: str, what: What, action: bytes) -> bytes:
+        mark = self._keys.action_mark(queue_name, task_id, what)
+        args: list[Argument] = [action, self._most, _MARK_KEPT_S]
+        return bytes(await self._store.script(ENQUEUE, [queue_name, mark], args))

@@ -20,6 +20,7 @@ from gateway.messages_endpoint import messages_endpoint
 from gateway.pod import Pod
 from gateway.send_endpoint import send_endpoint
 from gateway.stats_endpoints import chat_stats_endpoint, ws_stats_endpoint
+from gateway.task_endpoints import task_routes
 
 
 def _trouble(routers: dict[str, Summary]) -> str | None:
@@ -46,6 +47,7 @@ def build_app(pod: Pod) -> Starlette:
         Route("/api/chat/send", send_endpoint(pod.settings, pod.authenticator, pod.sender), methods=["POST"]),
     ]
     routes.append(Route("/api/chat/sessions/{session_id}/messages", messages_endpoint(pod)))
+    routes += task_routes(pod)
     if not pod.settings.admin_port:
         routes += _operators_routes(pod)
     return _app(pod, routes)

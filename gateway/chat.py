@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from hashlib import blake2b
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -24,6 +25,7 @@ class ChatBody(msgspec.Struct, forbid_unknown_fields=False):
     user_info: dict[str, Any] = {}
     max_iterations: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     client_message_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    busy_policy: Literal["concurrent", "reject", "interrupt"] | None = None
     timeout: Annotated[int, msgspec.Meta(ge=1)] | None = None
     agent_id: str | None = None
 
@@ -40,6 +42,7 @@ class Context(NamedTuple):
     conversation_id: str | None = None
     collection_id: str | None = None
     traceparent: str | None = None
+    idempotency_key: str | None = None
     headers: dict[str, str] = {}  # noqa: RUF012  # a NamedTuple's default; never written to
 
 
@@ -97,23 +100,39 @@ def timeout_s(settings: Settings, tier: str, asked: int | None) -> int:
     return most if asked is None else min(asked, most)
 
 
+def context_id(context: Context) -> str:
+    """What the action's ``execution_context`` is about."""
+    subject = context.collection_id if context.context_type == "collection" else context.agent_id
+    return f"{context.context_type}-{subject}"
+
+
+def fingerprint(context: Context, body: ChatBody) -> str:
+    """Of what is sent: two that differ may not be sent under one ``Idempotency-Key``."""
+    said = (body.message, body.message_type, body.user_info, body.max_iterations, context_id(context))
+    return blake2b(msgspec.json.encode(said, order="sorted"), digest_size=16).hexdigest()
+
+
 def build_action(
     settings: Settings,
     identity: Identity,
     context: Context,
     body: ChatBody,
     *,
-    task_id: UUID,
+    task_id: str,
     action_id: UUID,
     queue_name: str,
     callback_queue: str,
     now: float,
+    deadline: float,
 ) -> bytes:
-    """The ``ChatProcessAction`` of the contract, section 1, as JSON."""
+    """The ``ChatProcessAction`` of the contract, section 1, as JSON.
+
+    Args:
+        now: seconds since 1970.
+        deadline: likewise.
+    """
     at = datetime.fromtimestamp(now, UTC).isoformat()
     tier = identity.tenant_tier
-    timeout = timeout_s(settings, tier, body.timeout)
-    subject = context.collection_id if context.context_type == "collection" else context.agent_id
     extra = {
         "conversation_id": context.conversation_id,
         "client_message_id": body.client_message_id,
@@ -125,10 +144,10 @@ def build_action(
         {
             "action_id": str(action_id),
             "action_type": "execution.agent_run",
-            "task_id": str(task_id),
+            "task_id": task_id,
             **base,
             "execution_context": {
-                "context_id": f"{context.context_type}-{subject}",
+                "context_id": context_id(context),
                 "context_type": context.context_type,
                 **base,
                 "primary_agent_id": context.agent_id,
@@ -144,8 +163,8 @@ def build_action(
                 **{name: value for name, value in extra.items() if value is not None},
             },
             "callback_queue": callback_queue,
-            "timeout": timeout,
-            "deadline_at": datetime.fromtimestamp(now + timeout, UTC).isoformat(),
+            "timeout": max(1, round(deadline - now)),
+            "deadline_at": datetime.fromtimestamp(deadline, UTC).isoformat(),
             "queue_metadata": {
                 "enqueued_at": at,
                 "target_domain": "execution",

@@ -19,10 +19,12 @@ from gateway.close_codes import CloseCode
 from gateway.connection import Connection
 from gateway.errors import ClientError
 from gateway.frames import Binary, TooLarge
-from gateway.identity import Identity, renewed
+from gateway.identity import Identity, Stated, renewed
 from gateway.pace import take
 from gateway.sender import Sender
+from gateway.tasks import TaskDesk
 
+_NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
 _FORGIVEN_S = 30.0  # since the last message over a limit
 
 
@@ -38,12 +40,14 @@ class Conversation:
         settings: Settings,
         authenticator: Authenticator,
         sender: Sender,
+        desk: TaskDesk,
         refused: Counter[str],
         log: Logger,
     ) -> None:
         self._settings = settings
         self._authenticator = authenticator
         self._sender = sender
+        self._desk = desk
         self._refused = refused
         self._log = log
         self._sends: set[asyncio.Task[None]] = set()
@@ -59,6 +63,8 @@ class Conversation:
             message = self._read(connection, data)
             if isinstance(message, protocol.Chat):
                 self._chat(connection, message)
+            elif isinstance(message, protocol.Cancel):
+                self._cancel(connection, message)
             elif isinstance(message, protocol.Auth):
                 self._begin(connection, message.ref, self._renew(connection, message))
             elif isinstance(message, protocol.Ping):
@@ -129,6 +135,23 @@ class Conversation:
         accepted = await self._sender.send(identity, context, message)
         connection.strikes = max(0, connection.strikes - 1)
         return accepted.answer
+
+    # cancel
+
+    def _cancel(self, connection: Connection, message: protocol.Cancel) -> None:
+        identity = connection.identity
+        assert identity is not None
+        try:
+            self._authenticator.check(identity.grant)
+        except ClientError as error:
+            raise protocol.BadMessage(error, message.ref) from None
+        stated = Stated(
+            identity.tenant_id, identity.tenant_tier, identity.session_id, identity.user_id, None, _NAMES
+        )
+        work = self._desk.cancel(
+            identity.grant, stated, message.task_id, message.client_message_id, message.reason
+        )
+        self._begin(connection, message.ref, work)
 
     # auth
 

@@ -21,6 +21,7 @@ from backplane.router.app import member_id
 from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
+from backplane.tasks import Tasks
 from gateway.access import AgentAccess
 from gateway.admission import Admission
 from gateway.auth import Authenticator
@@ -32,6 +33,7 @@ from gateway.health import Health
 from gateway.hub import Hub
 from gateway.origins import Origins
 from gateway.sender import Sender
+from gateway.tasks import TaskDesk
 from gateway.websocket_endpoint import WebSocketEndpoint
 
 _RENEW_EVERY_S = 600.0
@@ -111,14 +113,20 @@ class Pod:
             self._unable,
         )
         self.hub = Hub(self.feed, self.session_log, self.log, self._heard)
-        self.queue = TaskQueue(self.commands, settings.actions_queue_max)
+        self.queue = TaskQueue(self.commands, self.keys, settings.actions_queue_max)
+        tasks = Tasks(self.commands, self.keys, settings)
+        self.desk = TaskDesk(tasks, self.queue, self.session_log, self.log)
         self.origins = Origins(
             settings.allowed_origins, local=settings.auth == "none" and not settings.allow_insecure
         )
         limiter = RateLimiter(self.commands, self.keys)
         access = AgentAccess(settings, self.log)
-        self.sender = Sender(settings, self.keys, self.session_log, self.queue, limiter, access)
-        self.conversation = Conversation(settings, self.authenticator, self.sender, self.refused, self.log)
+        self.sender = Sender(
+            settings, self.keys, self.session_log, self.queue, tasks, self.desk, limiter, access
+        )
+        self.conversation = Conversation(
+            settings, self.authenticator, self.sender, self.desk, self.refused, self.log
+        )
         lease_s = settings.presence_interval_s * MISSED_BEATS
         self.ownership = Ownership(self.commands, self.keys, self.id, int(lease_s * 1000), self.log)
         self.counts = ConnectionCounts(
@@ -164,6 +172,8 @@ class Pod:
             "delivered": self.hub.delivered,
             "gaps": self.hub.gaps,
             "sends_accepted": self.sender.accepted,
+            "sends_repeated": self.sender.duplicates,
+            "tasks_cancelled": self.desk.cancelled,
             "refused": dict(self.refused),
         }
 

@@ -44,7 +44,16 @@ class Chat(ChatBody, tag="chat"):
     ref: Ref | None = None
 
 
-ClientMessage = Ping | Pong | Ack | Auth | Chat
+class Cancel(msgspec.Struct, tag="cancel"):
+    """The same as ``POST /api/chat/tasks/{task_id}/cancel``; one of the two ids is needed."""
+
+    task_id: Annotated[str, msgspec.Meta(max_length=128)] | None = None
+    client_message_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    ref: Ref | None = None
+
+
+ClientMessage = Ping | Pong | Ack | Auth | Chat | Cancel
 
 
 class _Head(msgspec.Struct):
@@ -72,7 +81,7 @@ class BadMessage(ClientError):
         self.ref = ref
 
 
-TYPES = ("ping", "pong", "ack", "auth", "chat")
+TYPES = ("ping", "pong", "ack", "auth", "chat", "cancel")
 
 _decode = msgspec.json.Decoder(ClientMessage).decode
 _decode_head = msgspec.json.Decoder(_Head).decode

@@ -59,6 +59,7 @@ def context_of(request: Request, agent_id: str) -> Context:
         _optional_id(request, "X-Conversation-ID"),
         collection_id,
         traceparent,
+        _idempotency_key(request),
         passed_on,
     )
 
@@ -81,6 +82,14 @@ def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Send
         return json_response(accepted.answer, headers=accepted.headers)
 
     return send
+
+
+def _idempotency_key(request: Request) -> str | None:
+    key = header(request, "Idempotency-Key")
+    if key is not None and not 1 <= len(key) <= _MAX_HEADER:
+        detail = f"Idempotency-Key must be 1 to {_MAX_HEADER} characters"
+        raise ClientError(400, "invalid_field", detail)
+    return key
 
 
 def _optional_id(request: Request, name: str) -> str | None:

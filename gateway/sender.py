@@ -8,18 +8,19 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-from backplane.errors import NotYours, QueueFull, RedisUnavailable
+from backplane.errors import Busy, NameUsed, NotYours, QueueFull, RedisUnavailable
 from backplane.keys import TIERS, Keys
-from backplane.position import Position
 from backplane.rate_limiter import Charged, Quota, RateLimiter
 from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
+from backplane.tasks import Duplicate, NewTask, Reserved, Tasks, send_name
 from gateway.access import AgentAccess
-from gateway.chat import ChatBody, Context, build_action, timeout_s
+from gateway.chat import ChatBody, Context, build_action, context_id, fingerprint, timeout_s
 from gateway.errors import ClientError, redis_unavailable, session_taken
 from gateway.identity import Identity, check_agent, check_scope
 from gateway.rate_headers import over_the_limit, rate_headers
+from gateway.tasks import TaskDesk
 
 
 class Accepted(NamedTuple):
@@ -44,6 +45,8 @@ class Sender:
         keys: Keys,
         log: SessionLog,
         queue: TaskQueue,
+        tasks: Tasks,
+        desk: TaskDesk,
         limiter: RateLimiter,
         access: AgentAccess,
     ) -> None:
@@ -51,67 +54,106 @@ class Sender:
         self._keys = keys
         self._log = log
         self._queue = queue
+        self._tasks = tasks
+        self._desk = desk
         self._limiter = limiter
         self._access = access
         self._quotas = {tier: _quotas(settings, tier) for tier in TIERS}
         self.accepted = 0
+        self.duplicates = 0
 
     async def send(self, identity: Identity, context: Context, body: ChatBody) -> Accepted:
-        """Queue a message.
+        """Queue a message, or say what became of it if it was sent before.
 
         Raises:
-            ClientError: 403 what the token does not allow, or another user's session, 429 a rate limit,
-                503 the queue is full or Redis away.
+            ClientError: 403 what the token does not allow, or another user's session, 409 its name was used
+            for
+                another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
         """
         check_scope(identity.grant, "chat")
         check_agent(identity.grant, context.agent_id)
-        keys, tier, now = self._keys, identity.tenant_tier, time.time()
-        queue_name, task_id = keys.actions(tier), uuid4()
+        now = int(time.time() * 1000) / 1000  # as the record has it
         try:
             callbacks = await self._log.callback_list(identity.tenant_id, identity.session_id)
-            action = build_action(
-                self._settings, identity, context, body,
-                task_id=task_id, action_id=uuid4(), queue_name=queue_name, callback_queue=callbacks, now=now,
-            )  # fmt: skip
-            session = keys.session(callbacks, identity.session_id)
-            position, charged = await self._admit(identity, context.agent_id, session)
-            await self._push(identity, charged, queue_name, action)
+            task = self._new_task(identity, context, body, callbacks, now)
+            charged = await self._admit(identity, context.agent_id)
+            accepted = await self._accept(identity, charged, task, now)
+            if isinstance(accepted, Duplicate):
+                await self._refund(identity, charged)
+                task = task._replace(task_id=accepted.task_id, deadline=accepted.deadline or task.deadline)
+            if isinstance(accepted, Reserved) or accepted.status == "reserved":
+                await self._push(identity, context, body, charged, task, now)
         except RedisUnavailable:
             raise redis_unavailable() from None
-        self.accepted += 1
-        deadline = now + timeout_s(self._settings, tier, body.timeout)
-        answer = {
-            "success": True,
-            "task_id": str(task_id),
-            "message": "Message accepted; the answer comes over the session's sockets.",
-            "queue_name": queue_name,
-            "estimated_time": self._settings.for_tier("estimated_time_s", tier),
-            "deadline_at": datetime.fromtimestamp(deadline, UTC).isoformat(),
-            "cursor": str(position),
-            "duplicate": False,
-        }
-        return Accepted(answer, () if charged is None else rate_headers(charged.standings))
+        if isinstance(accepted, Reserved):
+            self.accepted += 1
+            self._desk.finish(callbacks, identity.tenant_id, accepted.interrupted)
+        else:
+            self.duplicates += 1
+        headers = () if charged is None else rate_headers(charged.standings)
+        return Accepted(self._answer(identity, task, accepted), headers)
 
-    async def _admit(
-        self, identity: Identity, agent_id: str, session: str
-    ) -> tuple[Position, Charged | None]:
+    def _new_task(
+        self, identity: Identity, context: Context, body: ChatBody, callback_list: str, now: float
+    ) -> NewTask:
+        settings, tier = self._settings, identity.tenant_tier
+        names = (("key", context.idempotency_key), ("message", body.client_message_id))
+        fields = {
+            "tier": tier,
+            "queue": self._keys.actions(tier),
+            "agent_id": context.agent_id,
+            "context": context_id(context),
+        }
+        deadline = now + timeout_s(settings, tier, body.timeout)
+        return NewTask(
+            task_id=str(uuid4()),
+            callback_list=callback_list,
+            session_id=identity.session_id,
+            user=identity.owner,
+            names=[send_name(kind, identity.session_id, name) for kind, name in names if name is not None],
+            fingerprint=fingerprint(context, body),
+            deadline=deadline,
+            latest=max(deadline, now + settings.for_tier("task_extended_max_s", tier)),
+            policy=body.busy_policy or settings.busy_policy,
+            fields=fields,
+        )
+
+    def _answer(self, identity: Identity, task: NewTask, accepted: Reserved | Duplicate) -> dict[str, Any]:
+        duplicate = isinstance(accepted, Duplicate)
+        return {
+            "success": True,
+            "task_id": task.task_id,
+            "message": "Message accepted; the answer comes over the session's sockets.",
+            "queue_name": task.fields["queue"],
+            "estimated_time": self._settings.for_tier("estimated_time_s", identity.tenant_tier),
+            "deadline_at": datetime.fromtimestamp(task.deadline, UTC).isoformat(),
+            "cursor": accepted.cursor if isinstance(accepted, Duplicate) else str(accepted.position),
+            "duplicate": duplicate,
+        }
+
+    async def _admit(self, identity: Identity, agent_id: str) -> Charged | None:
         """Charge the rate limits, and only then ask or begin anything: what is refused must cost nothing."""
         charged = await self._charge(identity)
         if charged is not None and not charged.allowed:
             raise over_the_limit(charged)
         try:
             await self._access.check(identity, agent_id)
-            return await self._log.ensure(session, identity.owner), charged
-        except NotYours:
-            await self._refund(identity, charged)
-            raise session_taken() from None
-        except RedisUnavailable:
-            await self._refund(identity, charged)
-            raise
         except ClientError as error:
             if error.is_for_later:
                 await self._refund(identity, charged)
             raise
+        return charged
+
+    async def _accept(
+        self, identity: Identity, charged: Charged | None, task: NewTask, now: float
+    ) -> Reserved | Duplicate:
+        try:
+            return await self._tasks.accept(task, now)
+        except (RedisUnavailable, NotYours, NameUsed, Busy) as error:
+            await self._refund(identity, charged)
+            if isinstance(error, RedisUnavailable):
+                raise
+            raise _refusal(error, task) from None
 
     async def _charge(self, identity: Identity) -> Charged | None:
         """None where Redis cannot tell, and that is to be let through."""
@@ -133,18 +175,50 @@ class Sender:
             )
 
     async def _push(
-        self, identity: Identity, charged: Charged | None, queue_name: str, action: bytes
+        self,
+        identity: Identity,
+        context: Context,
+        body: ChatBody,
+        charged: Charged | None,
+        task: NewTask,
+        now: float,
     ) -> None:
+        queue_name = task.fields["queue"]
+        action = build_action(
+            self._settings, identity, context, body, task_id=task.task_id, action_id=uuid4(),
+            queue_name=queue_name, callback_queue=task.callback_list, now=now, deadline=task.deadline,
+        )  # fmt: skip
         try:
-            await self._queue.push(queue_name, action)
+            pushed = await self._queue.push(queue_name, task.task_id, "run", action)
         except QueueFull:
-            await self._refund(identity, charged)
+            await self._undo(identity, charged, task)
             raise ClientError(
                 503,
                 "queue_full",
                 f"too many messages of tier {identity.tenant_tier} wait for agents",
                 retry_after_s=5,
             ) from None
+        if not pushed:  # this took so long that a router has given the task up
+            await self._undo(identity, charged, task)
+            raise redis_unavailable()
+
+    async def _undo(self, identity: Identity, charged: Charged | None, task: NewTask) -> None:
+        await self._refund(identity, charged)
+        with suppress(RedisUnavailable):  # then a router does it
+            await self._tasks.forget(task)
+
+
+def _refusal(error: Exception, task: NewTask) -> ClientError:
+    if isinstance(error, NameUsed):
+        detail = f"this name was used for another message (task {error.task_id}); use a new one for each"
+        return ClientError(409, "idempotency_conflict", detail)
+    if isinstance(error, Busy) and task.policy == "reject":
+        detail = f"task {error.tasks[0]} of the session still runs; wait for its end, or cancel it"
+        return ClientError(409, "session_busy", detail)
+    if isinstance(error, Busy):
+        detail = f"{len(error.tasks)} tasks of the session run; wait for one to end, or cancel it"
+        return ClientError(429, "too_many_tasks", detail, retry_after_s=5, limit="session_tasks")
+    return session_taken()
 
 
 def _quotas(settings: Settings, tier: str) -> tuple[Quota, ...]:

@@ -49,6 +49,9 @@ class Router:
         problem = consumer.problem()
         return {
             **asdict(consumer.transfer.counts),
+            "timeouts": consumer.deadlines.timeouts,
+            "cancelled": consumer.deadlines.cancelled,
+            "forgotten": consumer.deadlines.forgotten,
             "lists": consumer.lists_served,
             "lookout": consumer.lookout.on_duty,
             "oldest_s": round(consumer.oldest_s, 3),

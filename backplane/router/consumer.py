@@ -20,11 +20,14 @@ from backplane.log import Logger
 from backplane.open_store import open_store
 from backplane.probes import Probes
 from backplane.redis_client import RedisTarget
+from backplane.router.deadlines import Deadlines
 from backplane.router.leases import Leases
 from backplane.router.line import Line
 from backplane.router.lookout import Lookout
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
+from backplane.task_queue import TaskQueue
+from backplane.tasks import Tasks
 from backplane.wire import Reply, forget
 
 _BATCHES_A_TURN = 4
@@ -72,6 +75,14 @@ class Consumer:
         )
         self.transfer = Transfer(self.store, self.commands, keys, settings, log)
         self.leases = Leases(self.commands, keys, router_id, settings.router_lease_s, self._on_view)
+        self.deadlines = Deadlines(
+            self.commands,
+            keys,
+            Tasks(self.commands, keys, settings),
+            TaskQueue(self.commands, keys, settings.actions_queue_max),
+            self.leases.mine,
+            log,
+        )
         self.lookout = Lookout(target, keys, settings, self._on_seen, self._on_failure)
         self.probes = Probes(
             self.store,
@@ -102,6 +113,7 @@ class Consumer:
             "leases": self.leases.run(),
             "probes": self.probes.run(),
             "sweep": self._sweep_forever(),
+            "deadlines": self.deadlines.run(),
             **workers,
         }
 
@@ -147,6 +159,7 @@ class Consumer:
         )
         self._seen_waiting.clear()
         self._sweep_now.set()
+        self.deadlines.look_at_all()
         # The others may have learnt of lists, or may learn of the view, a moment later than this router.
         asyncio.get_running_loop().call_later(self._settings.router_lease_s, self._sweep_now.set)
 

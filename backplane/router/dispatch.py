@@ -7,10 +7,12 @@ What each shape of callback becomes is the table of the contract, section 2. The
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from msgspec import Raw
 
+from backplane.appending import Entry
 from backplane.errors import BadCallback
 from backplane.keys import TIERS
 from backplane.messages import Message, MessageData, to_entry, to_live
@@ -49,20 +51,8 @@ _ERROR_CODES = {"failed": "agent_failed", "timeout": "agent_timeout", "cancelled
 _TERMINAL_ACTIONS = frozenset({None, "", "execution.callback", "execution.error"})
 NULL = Raw(b"null")
 _NUMBERS = (int, float)
-
-
-class Entry(NamedTuple):
-    """What a callback becomes.
-
-    Attributes:
-        session_id: whose it is.
-        digest: the callback's identity, by which a copy is known; empty if it is not for the log.
-        body: see `backplane.messages`.
-    """
-
-    session_id: str
-    digest: bytes
-    body: bytes
+_USAGE_MAX_BYTES = 4_096  # as far as it is noted with the task; its message has it whole
+_EXTENSION_MAX_S = 7 * 86_400
 
 
 def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
@@ -82,9 +72,7 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
         if action == "execution.chunk":
             return Entry(callback.session_id, b"", to_live(_chunk(callback, tenant_id, at)))
         if action == "execution.progress":
-            return Entry(
-                callback.session_id, _progress_digest(callback), to_entry(_progress(callback, tenant_id, at))
-            )
+            return _reported(callback, tenant_id, at)
         if action in _TERMINAL_ACTIONS or (
             action is not None and action.endswith(("_callback", ".callback"))
         ):
@@ -120,7 +108,11 @@ def _terminal(callback: Callback, raw: bytes, tenant_id: str, at: str) -> Entry:
         digest = _digest(callback.action_id.encode(), (callback.task_id or "").encode(), status.encode())
     else:
         digest = _digest(raw)
-    return Entry(callback.session_id, digest, to_entry(message))
+    if callback.task_id is None:
+        return Entry(callback.session_id, digest, to_entry(message))
+    usage = msgspec.json.encode(_run_metadata(callback, fields))
+    detail = b"%b %b" % (status.encode(), usage) if len(usage) <= _USAGE_MAX_BYTES else status
+    return Entry(callback.session_id, digest, to_entry(message), "t", callback.task_id, detail)
 
 
 def _status(callback: Callback, fields: Fields) -> str:
@@ -209,6 +201,19 @@ def _default_error(status: str) -> str:
 
 
 # While a task runs.
+
+
+def _reported(callback: Callback, tenant_id: str, at: str) -> Entry:
+    body, digest = to_entry(_progress(callback, tenant_id, at)), _progress_digest(callback)
+    if callback.task_id is None:
+        return Entry(callback.session_id, digest, body)
+    fields = callback.data or {}
+    status = "input_required" if text(fields.get("status"), "data.status") == "input_required" else "working"
+    extended_s = plain(fields.get("timeout", NULL), "data.timeout")
+    if isinstance(extended_s, bool) or not isinstance(extended_s, int | float) or extended_s <= 0:
+        return Entry(callback.session_id, digest, body, "p", callback.task_id, status)
+    detail = f"{status} {int(min(extended_s, _EXTENSION_MAX_S) * 1000)}"
+    return Entry(callback.session_id, digest, body, "p", callback.task_id, detail)
 
 
 def _progress(callback: Callback, tenant_id: str, at: str) -> Message:

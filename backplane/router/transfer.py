@@ -10,11 +10,11 @@ from itertools import count
 from traceback import format_exc
 from typing import Any
 
+from backplane.appending import ARGUMENTS_AN_ENTRY, Appending
 from backplane.errors import BadCallback
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.messages import timestamp
-from backplane.position import new_epoch
 from backplane.router.dispatch import dispatch
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
@@ -35,6 +35,7 @@ class Counts:
     dead_letters: int = 0
     dead_letters_dropped: int = 0
     publishes_refused: int = 0
+    late: int = 0
     conflicts: int = 0
     sent_on: int = 0
     batches: int = 0
@@ -45,6 +46,7 @@ class _Moves:
     """A batch, judged: what each session gets, and what becomes a dead letter."""
 
     sessions: dict[str, list[Argument]] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
     dead: list[Argument] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
 
@@ -63,11 +65,9 @@ def judge(waiting: Waiting, tenant_id: str, at: str, largest: int) -> _Moves:
             moves.dead += (position, "router_error", f"{type(error).__name__}: {error}"[:500])
             moves.mistakes.append(format_exc())
         else:
-            triples = moves.sessions.get(entry.session_id)
-            if triples is None:
-                moves.sessions[entry.session_id] = [position, entry.digest, entry.body]
-            else:
-                triples += (position, entry.digest, entry.body)
+            moves.sessions.setdefault(entry.session_id, []).extend(entry.arguments(position))
+            if entry.task_id:
+                moves.tasks.append(entry.task_id)
     return moves
 
 
@@ -90,15 +90,8 @@ class Transfer:
             settings.transfer_batch_bytes,
             settings.callback_max_bytes,
         ]
-        self._limits: list[Argument] = [
-            settings.session_log_max_entries,
-            settings.session_log_max_bytes,
-            settings.session_remembered_callbacks,
-            settings.dead_letters_max,
-            settings.dead_letters_max_bytes,
-            store.publish_command,
-        ]
-        self._max_age_s = settings.session_log_max_age_s
+        self._kept: list[Argument] = [settings.dead_letters_max, settings.dead_letters_max_bytes]
+        self._appending = Appending(settings, keys, store.publish_command)
         self._nonce = os.urandom(6).hex()
         self._serial = count(1)
         self.counts = Counts()
@@ -127,7 +120,7 @@ class Transfer:
                 self.counts.conflicts += 1
                 return True
             self._count(reply)
-            fence, waiting = new_fence, reply[6:]
+            fence, waiting = new_fence, reply[7:]
             if not waiting:
                 break
         return length > 0
@@ -147,9 +140,11 @@ class Transfer:
         if keys.number_of(callback_list.encode()) == 0:  # those that began while there was one list stay
             here = [self._store.call("EXISTS", keys.session(callback_list, name)) for name in away]
             away = [name for name, stays in zip(away, await asyncio.gather(*here), strict=True) if not stays]
-        positions: dict[str, list[int]] = {}
+        positions: dict[str, list[Any]] = {}
         for session_id in away:
-            positions.setdefault(homes[session_id], []).extend(moves.sessions.pop(session_id)[::3])  # type: ignore[arg-type]
+            positions.setdefault(homes[session_id], []).extend(
+                moves.sessions.pop(session_id)[::ARGUMENTS_AN_ENTRY]
+            )
         for home, some in positions.items():
             await self._commands.call("LPUSH", home, *[waiting[position] for position in sorted(some)])
             self.counts.sent_on += len(some)
@@ -171,15 +166,15 @@ class Transfer:
             await self._send_on(moves, callback_list, tenant_id, waiting)
         names.append(keys.dead_letters(callback_list))
         args: list[Argument] = [fence, new_fence, len(waiting), *(self._take if more else (0, 0, 0))]
-        args += (new_epoch(now), self._max_age_s * 1000, timestamp(now - self._max_age_s), *self._limits)
-        args.append(len(moves.sessions))
-        for session_id, triples in moves.sessions.items():
+        args += (*self._kept, *self._appending.arguments(callback_list, now), len(moves.sessions))
+        for session_id, entries in moves.sessions.items():
             names.append(keys.session(callback_list, session_id))
-            args.append(len(triples) // 3)
-            args += triples
+            args.append(len(entries) // ARGUMENTS_AN_ENTRY)
+            args += entries
         if self._store.clustered:
-            names += [f"{base}{part}" for base in names[3:] for part in (":log", ":seen")]
-            names.append(f"{names[2]}:bytes")
+            names += [f"{base}:{part}" for base in names[3:] for part in ("log", "seen", "tasks")]
+            names += [keys.task(callback_list, task) for task in moves.tasks]
+            names += (f"{names[2]}:bytes", keys.due(callback_list))
         args += moves.dead
         for mistake in moves.mistakes:
             self._log.error("router_error", tenant_id=tenant_id, traceback=mistake)
@@ -201,3 +196,4 @@ class Transfer:
         counts.dead_letters += reply[3]
         counts.dead_letters_dropped += reply[4]
         counts.publishes_refused += reply[5]
+        counts.late += reply[6]

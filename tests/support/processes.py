@@ -44,8 +44,19 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = READY_
 
 def get(url: str, timeout_s: float = 2.0, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
     """GET a JSON resource: status (0 if nobody answers) and content."""
+    return _ask(urllib.request.Request(url, headers=dict(headers or {})), timeout_s)
+
+
+def post(
+    url: str, body: Any, timeout_s: float = 10.0, headers: Mapping[str, str] | None = None
+) -> tuple[int, Any]:
+    """POST JSON: status (0 if nobody answers) and content."""
+    content = {"Content-Type": "application/json", **(headers or {})}
+    return _ask(urllib.request.Request(url, json.dumps(body).encode(), content), timeout_s)
+
+
+def _ask(request: urllib.request.Request, timeout_s: float) -> tuple[int, Any]:
     try:
-        request = urllib.request.Request(url, headers=dict(headers or {}))
         with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:

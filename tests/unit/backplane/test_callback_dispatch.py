@@ -754,9 +754,8 @@ def test_any_damage(shape: str, damage: list[tuple[int, int]]) -> None:
 def test_a_judged_batch_can_be_sent_to_redis(batch: list[bytes]) -> None:
     """Every callback is moved or buried, and no reason holds what cannot be sent."""
     moves = judge(list(batch), TENANT, AT, 1_000_000)
-    positions = [position for triples in moves.sessions.values() for position in triples[::3]] + moves.dead[
-        ::3
-    ]
+    positions = [position for entries in moves.sessions.values() for position in entries[::6]]
+    positions += moves.dead[::3]
     assert sorted(map(int, positions)) == list(range(len(batch)))
     assert set(moves.dead[1::3]) <= set(REASONS)
     assert not moves.mistakes
@@ -775,7 +774,7 @@ def test_a_mistake_of_our_own_is_one_dead_letter(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("backplane.router.transfer.dispatch", mistaken)
     moves = judge([encode(completed()), b"bad", encode(failed())], TENANT, AT, 1_000_000)
     assert moves.dead == [1, "router_error", "KeyError: 'surprise'"]
-    assert moves.sessions["s-1"][::3] == [0, 2]
+    assert moves.sessions["s-1"][::6] == [0, 2]
     assert "surprise" in moves.mistakes[0]
 
 
@@ -784,7 +783,7 @@ def test_an_oversized_callback_is_judged_by_its_size() -> None:
     moves = judge([[2_000_000, b'{"session'], encode(completed())], TENANT, AT, 1_000_000)
     assert moves.dead[:2] == [0, "too_large"]
     assert "2000000" in str(moves.dead[2])
-    assert moves.sessions["s-1"][::3] == [1]
+    assert moves.sessions["s-1"][::6] == [1]
 
 
 def test_every_reason_is_documented() -> None:

@@ -1,0 +1,82 @@
+-- A task's record is a hash: status, session_id, agent_id, tier, user_id, queue (where its action is), accepted,
+-- started, ended, deadline and latest (how far the deadline can be put off) in ms since 1970, attempt, cursor
+-- (the session's position before it), epoch, first and last (of its messages in the log), usage (JSON), reason (why it
+-- is cancelled), late and late_answer (what came after its end).
+--
+-- A status: 'reserved' (its action is about to be pushed), 'queued', 'working', 'input_required', 'cancelling', and at
+-- the end 'completed', 'failed', 'timeout' or 'cancelled'. A task that runs is in its session's `…:tasks` and in its
+-- list's `…:due`, by the time at which a router has to look at it.
+
+local ENDED = {completed = true, failed = true, timeout = true, cancelled = true}
+local LATE_ANSWER_MAX = 65536
+
+-- task_notes(prefix, base, epoch, now, kept, grace, show) -> what to do with the task records of one session's entries.
+--   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
+--   note(task, kind, detail, seq): an entry of it stands in the log (seq nil: from before)
+--   write(): writes all that was noted, once the entries stand
+local function task_notes(prefix, base, epoch, now, kept, grace, show)
+  local found, notes = {}, {}
+  local active, due = base .. ':tasks', string.sub(prefix, 1, -3) .. 'due'
+
+  local function status_of(task)
+    if found[task] == nil then
+      local reply = redis.pcall('HMGET', prefix .. task, 'status', 'first', 'started', 'latest', 'deadline')
+      found[task] = type(reply) == 'table' and not reply.err and reply or {false}
+    end
+    return found[task]
+  end
+
+  local function is_late(task, kind, body)
+    local status = status_of(task)[1]
+    if not status or not (ENDED[status] or status == 'cancelling') then return false end
+    redis.call('HINCRBY', prefix .. task, 'late', 1)
+    if kind ~= 't' then return true end
+    if #body <= LATE_ANSWER_MAX then redis.call('HSET', prefix .. task, 'late_answer', body) end
+    return not (show and status == 'timeout')
+  end
+
+  local function note(task, kind, detail, seq)
+    local record = status_of(task)
+    if not record[1] or ENDED[record[1]] then return end  -- started elsewhere, or known to have ended
+    local fields = notes[task] or {}
+    notes[task] = fields
+    if seq then
+      if not record[2] then record[2], fields.first = seq, seq end
+      fields.last, fields.epoch = seq, epoch
+    end
+    if not record[3] then record[3], fields.started = now, now end
+    local status, more = string.match(detail, '^(%S*) ?(.*)$')
+    fields.status = status
+    if kind == 't' then
+      record[1], fields.ended = status, now
+      if more ~= '' then fields.usage = more end
+    elseif more ~= '' then
+      local deadline = math.min(now + tonumber(more), tonumber(record[4] or 0))
+      if deadline > tonumber(record[5] or 0) then
+        record[5], fields.deadline, fields.due = deadline, deadline, true
+      end
+    end
+  end
+
+  local function write()
+    for task, fields in pairs(notes) do
+      local args, key = {}, prefix .. task
+      local later = fields.due
+      fields.due = nil
+      for name, value in pairs(fields) do
+        args[#args + 1] = name
+        args[#args + 1] = value
+      end
+      redis.call('HSET', key, unpack(args))
+      if fields.ended then
+        redis.call('PEXPIRE', key, kept)
+        redis.call('ZREM', active, task)
+        redis.call('ZREM', due, task)
+      elseif later then
+        redis.call('ZADD', due, 'XX', fields.deadline + grace, task)
+      end
+    end
+  end
+
+  return {is_late = is_late, note = note, write = write}
+end

@@ -1,0 +1,89 @@
+"""How a task ends that the AES does not end, and the word to the AES: [P] pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from hashlib import blake2b
+from uuid import UUID
+
+import msgspec
+
+from backplane.appending import Entry
+from backplane.messages import Message, timestamp, to_entry
+
+_TEXTS = {
+    "timeout": ("The agent did not finish in time.", "agent_timeout"),
+    "cancelled": ("The task was cancelled.", "cancelled"),
+}
+
+
+def end_entry(
+    status: str, task_id: str, session_id: str, tenant_id: str, tier: str, why: str, now: float
+) -> Entry:
+    """The last message of a task.
+
+    Args:
+        status: ``timeout`` or ``cancelled``.
+        why: what it was cancelled for; goes into ``metadata``.
+        now: seconds since 1970.
+    """
+    text, code = _TEXTS[status]
+    data = {
+        "error": text,
+        "error_code": code,
+        "error_type": None,
+        "task_id": task_id,
+        "status": status,
+        "retryable": status == "timeout",
+        "metadata": {"reason": why} if why else {},
+    }
+    message = Message(timestamp(now), "error", task_id, session_id, tenant_id, tier or None, data, {})
+    digest = blake2b(f"end\0{task_id}\0{status}".encode(), digest_size=12).digest()
+    return Entry(session_id, digest, to_entry(message), "t", task_id, status)
+
+
+def cancel_action(
+    action_id: UUID,
+    task_id: str,
+    session_id: str,
+    tenant_id: str,
+    tier: str,
+    agent_id: str,
+    context: str,
+    queue_name: str,
+    callback_queue: str,
+    reason: str,
+    now: float,
+) -> bytes:
+    """The ``chat.cancel`` action of the contract, section 1, as JSON.
+
+    Args:
+        context: the ``context_id`` of the action that it cancels.
+        now: seconds since 1970.
+    """
+    at = datetime.fromtimestamp(now, UTC).isoformat()
+    base = {"tenant_id": tenant_id, "tenant_tier": tier, "session_id": session_id}
+    return msgspec.json.encode(
+        {
+            "action_id": str(action_id),
+            "action_type": "chat.cancel",
+            "task_id": task_id,
+            **base,
+            "execution_context": {
+                "context_id": context,
+                "context_type": context.partition("-")[0],
+                **base,
+                "primary_agent_id": agent_id,
+                "agents": [agent_id],
+                "collections": [],
+                "metadata": {},
+                "created_at": at,
+            },
+            "data": {},
+            "metadata": {"headers": {}, "created_at": at},
+            "callback_queue": callback_queue,
+            "queue_metadata": {"enqueued_at": at, "target_domain": "execution", "queue_name": queue_name},
+            "timestamp": at,
+            "reason": reason,
+        }
+    )

@@ -1,0 +1,286 @@
+"""The tasks: what was accepted, what became of it, and that each ends once.
+
+A task's record stands beside its session's log, so one script writes both, and whatever races for a task's
+end (the AES's answer, a cancel, a deadline) is decided there (``lua/_task.lua`` says what a record holds).
+Its action is in another slot of a cluster. So a send is: reserve the task, push its action under a mark that
+lets it be pushed only once. Who dies in between leaves a reserved task, and a router finds out by the mark
+what became of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+from backplane.appending import Appending, Entry
+from backplane.errors import Busy, NameUsed, NotYours, RedisRefused, UnknownTask
+from backplane.keys import Keys
+from backplane.position import Position, new_epoch
+from backplane.scripts import ACCEPT, CANCEL, DUE, END_TASK, SETTLE
+from backplane.settings import Settings
+from backplane.store import Store
+from backplane.wire import Argument
+
+ENDED = frozenset({"completed", "failed", "timeout", "cancelled"})
+RESERVED_S = 10.0  # a reserved task is looked at by a router after that
+_LOOK_AGAIN_S = 2.0
+_CANCEL_S = 2.0  # whoever cancels a task has so long before a router does it for him
+_TASKS_A_LOOK = 100
+_DUE_FIELDS = ("status", "session_id", "tier", "queue", "names", "reason", "context", "agent_id")
+
+
+class NewTask(NamedTuple):
+    """A send that is to be accepted.
+
+    Attributes:
+        names: under which the client may send it again (see `send_name`), at most two.
+        fingerprint: of what it says: the same name with another one is refused.
+        deadline: seconds since 1970.
+        latest: how far a report of progress may put that off.
+        policy: for a session that is busy: concurrent, reject or interrupt.
+        fields: more of its record.
+    """
+
+    task_id: str
+    callback_list: str
+    session_id: str
+    user: str
+    names: Sequence[str]
+    fingerprint: str
+    deadline: float
+    latest: float
+    policy: str
+    fields: Mapping[str, str]
+
+
+class Reserved(NamedTuple):
+    """A send that was accepted.
+
+    Attributes:
+        position: of the session's log, before the task.
+        interrupted: tasks of the session that are being cancelled for it.
+    """
+
+    position: Position
+    interrupted: list[str]
+
+
+class Duplicate(NamedTuple):
+    """A send that had been accepted before.
+
+    Attributes:
+        status: of its task; empty if nothing is known of it any more.
+        deadline: seconds since 1970; None likewise.
+        cursor: of the session, before the task.
+    """
+
+    task_id: str
+    status: str
+    deadline: float | None
+    cursor: str
+
+
+class Due(NamedTuple):
+    """A task at which a router has to look."""
+
+    task_id: str
+    status: str
+    session_id: str
+    tier: str
+    queue: str
+    names: str
+    reason: str
+    context: str
+    agent_id: str
+
+
+class Found(NamedTuple):
+    """A task's record, as text."""
+
+    callback_list: str
+    fields: dict[str, str]
+
+
+def send_name(kind: str, session_id: str, name: str) -> str:
+    """The name under which a client may send something again, of any text; 32 characters.
+
+    Args:
+        kind: who gave it: an ``Idempotency-Key`` and a ``client_message_id`` are different ones.
+    """
+    return blake2b(f"{kind}\n{session_id}\n{name}".encode(), digest_size=16).hexdigest()
+
+
+class Tasks:
+    """The tasks' records.
+
+    Args:
+        store: through which.
+    """
+
+    def __init__(self, store: Store, keys: Keys, settings: Settings) -> None:
+        self._store = store
+        self._keys = keys
+        self._appending = Appending(settings, keys, store.publish_command)
+        self._session_ttl_ms = settings.session_log_max_age_s * 1125
+        self._names_kept_s = settings.idempotency_kept_s
+        self._most = settings.session_tasks_max
+        self._kept_ms = settings.task_kept_s * 1000
+        self._grace_ms = int(settings.deadline_grace_s * 1000)
+
+    async def accept(self, task: NewTask, now: float) -> Reserved | Duplicate:
+        """Reserve a task, if it is not known and its session is free for it.
+
+        Args:
+            now: seconds since 1970.
+
+        Raises:
+            NotYours: the session belongs to another user.
+            NameUsed: its name was used for something else.
+            Busy: the session's other tasks do not allow it.
+            RedisUnavailable: Redis did not answer; a reserved task that is not pushed is forgotten.
+        """
+        keys, listed = self._keys, task.callback_list
+        base = keys.session(listed, task.session_id)
+        names = [base, f"{base}:tasks", keys.due(listed), keys.task(listed, task.task_id)]
+        names += [keys.send(listed, name) for name in task.names]
+        look_at = int(min(now + RESERVED_S, task.deadline) * 1000)
+        ttl_ms = int((task.latest - now) * 1000) + self._kept_ms
+        args: list[Argument] = [
+            new_epoch(now), self._session_ttl_ms, task.user, task.task_id, task.fingerprint,
+            self._names_kept_s, task.policy, self._most, look_at, ttl_ms,
+            "session_id", task.session_id, "accepted", int(now * 1000), "deadline", int(task.deadline * 1000),
+            "latest", int(task.latest * 1000), "names", " ".join(task.names),
+        ]  # fmt: skip
+        for field in task.fields.items():
+            args += field
+        # Side by side: the routers know of it before anybody could die with it.
+        told, (kind, *rest) = await asyncio.gather(
+            self._store.call("ZADD", keys.due_lists, "LT", look_at, listed),
+            self._store.script(ACCEPT, names, args),
+        )
+        del told
+        return _accepted(kind.decode(), rest)
+
+    async def settle(self, callback_list: str, due: Due, *, pushed: bool) -> None:
+        """Note what became of a task that was only reserved."""
+        keys = self._keys
+        base = keys.session(callback_list, due.session_id)
+        names = [keys.task(callback_list, due.task_id), keys.due(callback_list), f"{base}:tasks"]
+        names += [keys.send(callback_list, name) for name in due.names.split()]
+        await self._store.script(SETTLE, names, [due.task_id, int(pushed), self._grace_ms])
+
+    async def forget(self, task: NewTask) -> None:
+        """Undo `accept`: its action was not pushed, and will not be.
+
+        Raises:
+            RedisUnavailable: Redis did not answer; a router does it later.
+        """
+        due = Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
+        await self.settle(task.callback_list, due, pushed=False)
+
+    async def find(self, tenant_id: str, task_id: str) -> Found | None:
+        """A task's record; None if there is none.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        for callback_list in self._keys.callbacks_all(tenant_id):
+            told = await self._store.call("HGETALL", self._keys.task(callback_list, task_id))
+            if told:
+                fields = {name.decode(): value.decode("utf-8", "replace") for name, value in told.items()}
+                return Found(callback_list, fields)
+        return None
+
+    async def named(self, tenant_id: str, name: str) -> str | None:
+        """The task that was sent under a name (see `send_name`).
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        for callback_list in self._keys.callbacks_all(tenant_id):
+            told = await self._store.call("GET", self._keys.send(callback_list, name))
+            if told:
+                return str(told.split(b" ")[0].decode())
+        return None
+
+    async def begin_cancel(self, found: Found, task_id: str, user: str, reason: str) -> Due:
+        """Have nothing more of a task shown; `Due.status` is what it was before.
+
+        Raises:
+            NotYours: its session belongs to another user.
+            UnknownTask: its record is gone.
+            RedisUnavailable: Redis did not answer.
+        """
+        keys, listed = self._keys, found.callback_list
+        base = keys.session(listed, found.fields.get("session_id", ""))
+        names = [keys.task(listed, task_id), keys.due(listed), base]
+        look_at = int((time.time() + _CANCEL_S) * 1000)
+        told, reply = await asyncio.gather(
+            self._store.call("ZADD", keys.due_lists, "LT", look_at, listed),
+            self._store.script(CANCEL, names, [task_id, user, reason, look_at, *_DUE_FIELDS[1:]]),
+        )
+        del told
+        status, *rest = (part.decode("utf-8", "replace") for part in reply)
+        if status == "unknown":
+            raise UnknownTask
+        if status == "not_yours":
+            raise NotYours
+        return Due(task_id, status, *rest)._replace(reason=reason)
+
+    async def end(self, callback_list: str, entry: Entry, wanted: str, now: float) -> str:
+        """End a task that the AES does not end.
+
+        Args:
+            entry: its last message.
+            wanted: the status that it has to have; empty: any, if its deadline is over.
+            now: seconds since 1970.
+
+        Returns:
+            Empty if this has ended it, else its status; ``unknown`` if its record is gone.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+            RedisRefused: the session's keys hold something else than a session.
+        """
+        keys = self._keys
+        base = keys.session(callback_list, entry.session_id)
+        names = [base, keys.task(callback_list, entry.task_id), keys.due(callback_list)]
+        if self._store.clustered:
+            names += [f"{base}:{part}" for part in ("log", "seen", "tasks")]
+        args = [entry.task_id, wanted, *self._appending.arguments(callback_list, now), *entry.arguments(0)]
+        done, *told = await self._store.script(END_TASK, names, list(args))
+        if done < 0:
+            raise RedisRefused(told[0].decode("utf-8", "replace"))
+        return "" if done else told[0].decode() or "unknown"
+
+    async def due(self, callback_list: str) -> tuple[float | None, list[Due]]:
+        """The tasks of a list at which to look now, and when to come again (seconds since 1970).
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        args: list[Argument] = [
+            self._keys.task(callback_list, ""), _TASKS_A_LOOK, int(_LOOK_AGAIN_S * 1000), *_DUE_FIELDS
+        ]  # fmt: skip
+        following, *told = await self._store.script(DUE, [self._keys.due(callback_list)], args)
+        texts = [part.decode("utf-8", "replace") for part in told]
+        size = 1 + len(_DUE_FIELDS)
+        found = [Due(*texts[at : at + size]) for at in range(0, len(texts), size)]
+        return int(following) / 1000 if following else None, found
+
+
+def _accepted(kind: str, rest: list[Any]) -> Reserved | Duplicate:
+    if kind == "not_yours":
+        raise NotYours
+    if kind == "other":
+        raise NameUsed(rest[0].decode())
+    if kind == "busy":
+        raise Busy([task.decode() for task in rest])
+    if kind == "duplicate":
+        task_id, status, deadline, cursor = (part.decode() for part in rest)
+        return Duplicate(task_id, status, int(deadline) / 1000 if deadline else None, cursor)
+    epoch, head, *interrupted = rest
+    return Reserved(Position(epoch.decode(), head), [task.decode() for task in interrupted])

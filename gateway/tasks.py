@@ -1,0 +1,204 @@
+"""What clients may ask of a task: how it goes, and that it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from backplane.errors import NotYours, RedisUnavailable, UnknownTask
+from backplane.log import Logger
+from backplane.session_log import SessionLog
+from backplane.task_cancel import finish_cancel
+from backplane.task_queue import TaskQueue
+from backplane.tasks import ENDED, Due, Found, Tasks, send_name
+from gateway.errors import ClientError, session_taken
+from gateway.identity import Grant, Identity, Stated, check_scope, check_tenant, settle, valid_id
+
+_TIMES = {
+    "created_at": "accepted",
+    "started_at": "started",
+    "ended_at": "ended",
+    "deadline_at": "deadline",
+}
+_SHOWN = {"reserved": "queued", "input_required": "working"}
+_REASON_MAX = 256
+
+
+class TaskDesk:
+    """Answers for tasks, for HTTP and sockets.
+
+    Args:
+        log: for operators.
+    """
+
+    def __init__(self, tasks: Tasks, queue: TaskQueue, session_log: SessionLog, log: Logger) -> None:
+        self._tasks = tasks
+        self._queue = queue
+        self._session_log = session_log
+        self._log = log
+        self._finishing: set[asyncio.Task[None]] = set()
+        self.cancelled = 0
+
+    async def show(self, grant: Grant, stated: Stated, task_id: str) -> dict[str, Any]:
+        """A task's record.
+
+        Raises:
+            ClientError: 404 there is none, 403 it is another user's or session's.
+            RedisUnavailable: Redis did not answer.
+        """
+        found, identity = await self._find(grant, stated, task_id, "listen")
+        if not await self._session_log.belongs(found.callback_list, identity.session_id, identity.owner):
+            raise session_taken()
+        return _shown(task_id, identity.tenant_id, found.fields)
+
+    async def cancel(
+        self, grant: Grant, stated: Stated, task_id: str | None, message_id: str | None, reason: str
+    ) -> dict[str, Any]:
+        """End a task; one that has ended is told so.
+
+        Args:
+            stated: with the session where that is known; else it is the task's own.
+            task_id: None if it is named by ``message_id``, the ``client_message_id`` with which it was sent.
+            reason: in the client's words; passed on to the AES and into the task's last message.
+
+        Raises:
+            ClientError: 404 there is none, 403 it is another user's or session's, 400 neither was given.
+            RedisUnavailable: Redis did not answer. If it was cancelled by then, a router ends it.
+        """
+        if len(reason) > _REASON_MAX:
+            raise ClientError(422, "invalid_field", f"reason is over {_REASON_MAX} characters")
+        if task_id is None:
+            task_id = await self._named(grant, stated, message_id)
+        found, identity = await self._find(grant, stated, task_id, "chat")
+        try:
+            due = await self._tasks.begin_cancel(found, task_id, identity.owner, reason)
+        except UnknownTask:
+            raise _unknown() from None
+        except NotYours:
+            raise session_taken() from None
+        if due.status in ENDED:
+            return _cancelled(task_id, due.status)
+        status = await finish_cancel(self._tasks, self._queue, found.callback_list, identity.tenant_id, due)
+        self.cancelled += not status
+        return _cancelled(task_id, status or "cancelled")
+
+    def finish(self, callback_list: str, tenant_id: str, task_ids: list[str]) -> None:
+        """End tasks that are being cancelled already; whatever goes wrong, a router does it later."""
+        for task_id in task_ids:
+            self._spawn(self._finish(callback_list, tenant_id, task_id))
+
+    async def _finish(self, callback_list: str, tenant_id: str, task_id: str) -> None:
+        try:
+            found = await self._tasks.find(tenant_id, task_id)
+            if found is not None:
+                fields = {name: found.fields.get(name, "") for name in Due._fields[1:]}
+                due = Due(task_id, **fields)
+                self.cancelled += not await finish_cancel(
+                    self._tasks, self._queue, callback_list, tenant_id, due
+                )
+        except RedisUnavailable as error:
+            self._log.warning("task_not_ended", tenant_id=tenant_id, task_id=task_id, reason=str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._finishing.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._finishing.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("task_died", exc_info=task.exception())
+
+    async def _find(self, grant: Grant, stated: Stated, task_id: str, scope: str) -> tuple[Found, Identity]:
+        check_scope(grant, scope)
+        valid_id(task_id, "task_id")
+        found = await self._tasks.find(_tenant(grant, stated), task_id)
+        if found is None:
+            raise _unknown()
+        session_id = found.fields.get("session_id", "")
+        if stated.session_id not in (None, session_id):
+            raise ClientError(403, "forbidden", f"{stated.names[2]} is not the session of this task")
+        own = stated._replace(
+            session_id=session_id, tenant_tier=stated.tenant_tier or found.fields.get("tier")
+        )
+        return found, settle(grant, own)
+
+    async def _named(self, grant: Grant, stated: Stated, message_id: str | None) -> str:
+        check_scope(grant, "chat")
+        if message_id is None:
+            raise ClientError(400, "missing_id", "task_id or client_message_id is needed")
+        if stated.session_id is None:
+            raise ClientError(400, "missing_id", f"{stated.names[2]} is needed with client_message_id")
+        tenant_id = _tenant(grant, stated)
+        task_id = await self._tasks.named(tenant_id, send_name("message", stated.session_id, message_id))
+        if task_id is None:
+            raise _unknown()
+        return task_id
+
+
+def _tenant(grant: Grant, stated: Stated) -> str:
+    tenant_id = check_tenant(grant, stated.tenant_id)
+    if tenant_id is None:
+        raise ClientError(400, "missing_id", f"{stated.names[0]} is needed")
+    return tenant_id
+
+
+def _unknown() -> ClientError:
+    return ClientError(404, "unknown_task", "there is no such task, or it ended too long ago")
+
+
+def _cancelled(task_id: str, status: str) -> dict[str, Any]:
+    return {"success": True, "task_id": task_id, "status": status, "cancelled": status == "cancelled"}
+
+
+def _shown(task_id: str, tenant_id: str, fields: dict[str, str]) -> dict[str, Any]:
+    status = fields["status"]
+    told: dict[str, Any] = {
+        "task_id": task_id,
+        "tenant_id": tenant_id,
+        "session_id": fields.get("session_id"),
+        "agent_id": fields.get("agent_id"),
+        "status": _SHOWN.get(status, status),
+        "input_required": status == "input_required",
+        "attempt": int(fields.get("attempt", 1)),
+        "cursor": fields.get("cursor"),
+        "messages": None,
+        "usage": _json(fields.get("usage")),
+        "reason": fields.get("reason"),
+        "late": int(fields.get("late", 0)),
+        "late_answer": _json(_whole(fields.get("late_answer"))),
+    }
+    if "first" in fields:
+        told["messages"] = {
+            "epoch": fields.get("epoch"),
+            "first": int(fields["first"]),
+            "last": int(fields.get("last", fields["first"])),
+        }
+    for name, field in _TIMES.items():
+        told[name] = moment(fields.get(field))
+    return told
+
+
+def moment(milliseconds: str | None) -> str | None:
+    """A time of a task's record as clients are told it: ISO 8601."""
+    if not milliseconds:
+        return None
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC).isoformat()
+
+
+def _whole(entry: str | None) -> str | None:
+    """A log entry as a message: it is kept without the end that tells its position."""
+    return None if entry is None else f"{entry.removesuffix(',')}}}}}"
+
+
+def _json(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return None
