@@ -18,11 +18,12 @@ class Entry(NamedTuple):
         session_id: whose it is.
         digest: its identity, by which a copy is known; empty if it is published and not kept.
         body: see `backplane.messages`.
-        kind: ``t`` if it ends a task, ``p`` if it reports how one goes, empty if it is of no task.
+        kind: ``t`` if it ends a task, ``p`` if it reports how one goes, ``c`` if it is a piece of its answer
+            (then ``body`` is the inside of a JSON string), empty if it is of no task.
         task_id: of which.
-        detail: with ``t`` the status and, behind a space, what the task has used (JSON); with ``p`` the
-        status and
-            the milliseconds by which it asks to be given more time.
+        detail: with ``t`` the status, perhaps ``#`` and the attempt, and behind a space what the task has
+            used (JSON); with ``p`` the same and the milliseconds by which it asks to be given more time; with
+            ``c`` attempt, part, offset and length.
     """
 
     session_id: str
@@ -60,6 +61,7 @@ class Appending:
             settings.task_kept_s * 1000,
             int(settings.deadline_grace_s * 1000),
             settings.late_answers,
+            settings.stream_max_bytes,
         )
 
     def arguments(self, callback_list: str, now: float) -> tuple[Argument, ...]:

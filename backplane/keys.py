@@ -177,6 +177,10 @@ class Keys:
         """A task's record (hash); with an empty id what all of them begin with."""
         return f"{self.prefix}:{{{callback_list}}}:t:{task_id}"
 
+    def tasks_beside(self, session: str) -> str:
+        """What the records of a session's tasks begin with, by the session's base key."""
+        return f"{session.rpartition(':s:')[0]}:t:"
+
     def due(self, callback_list: str) -> str:
         """Sorted set of the tasks that run, by when (ms since 1970) a router has to look at them."""
         return f"{self.prefix}:{{{callback_list}}}:due"

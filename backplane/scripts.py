@@ -27,10 +27,11 @@ def _load(name: str, *includes: str, lineage: bool = False) -> Script:
 
 
 PEEK = _load("peek", "_take")
-TRANSFER = _load("transfer", "_take", "_epoch", "_task", "_append", lineage=True)
+TRANSFER = _load("transfer", "_take", "_epoch", "_task", "_stream", "_append", lineage=True)
 ACCEPT = _load("accept", "_session", "_task", lineage=True)
 CANCEL = _load("cancel", "_task")
-END_TASK = _load("end_task", "_epoch", "_task", "_append", lineage=True)
+END_TASK = _load("end_task", "_epoch", "_task", "_stream", "_append", lineage=True)
+STREAMS = _load("streams")
 DUE = _load("due", "_task")
 SETTLE = _load("settle")
 PUT_OFF = _load("put_off")

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from backplane.errors import NotYours, RedisUnavailable
 from backplane.keys import ANY_USER, Keys
 from backplane.position import Batch, Position, new_epoch
-from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, Script
+from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, STREAMS, Script
 from backplane.settings import Settings
 from backplane.store import Store
 from backplane.wire import Argument, forget
@@ -58,6 +58,22 @@ class Page(NamedTuple):
     oldest: int
     standing: int
     batch: Batch
+
+
+class Spoken(NamedTuple):
+    """What an agent has said so far of an answer.
+
+    Attributes:
+        text_chars: how many characters.
+        text: the inside of a JSON string.
+    """
+
+    task_id: str
+    attempt: int
+    text_chars: int
+    text: bytes
+    reasoning_chars: int
+    reasoning: bytes
 
 
 class History(NamedTuple):
@@ -203,6 +219,21 @@ class SessionLog:
             reply: list[Any] = await self._feed.script(script, [session, f"{session}:log"], args)
             return reply
 
+    async def spoken(self, session: str) -> list[Spoken]:
+        """What the agents of a session's tasks have said so far, read in its place among what is published.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        async with self._reading:
+            if not self._feed.serves(session):
+                raise RedisUnavailable(f"the feed is down: {self._feed.last_error}")
+            prefix = self._keys.tasks_beside(session)
+            told = await self._feed.script(STREAMS, [f"{session}:streams"], [prefix])
+        return [
+            Spoken(told[at].decode(), told[at + 1], *told[at + 2 : at + 6]) for at in range(0, len(told), 6)
+        ]
+
     async def ensure(self, session: str, user: str = "") -> Position:
         """The newest position of a session's log; begins the session if there is none.
 
@@ -305,13 +336,55 @@ class Replaced(NamedTuple):
     generation: int
 
 
-def parse_push(payload: bytes) -> Batch | Live | Replaced:
-    """What was published on a session's channel (see ``lua/transfer.lua``).
+class Piece(NamedTuple):
+    """What an agent says next of its answer.
+
+    Attributes:
+        attempt: a higher one begins the answer anew.
+        part: ``text`` or ``reasoning``.
+        offset: characters of that part before it.
+        chars: its own.
+        inner: the inside of a JSON string, as msgspec writes it.
+    """
+
+    task_id: str
+    attempt: int
+    part: str
+    offset: int
+    chars: int
+    inner: bytes
+
+
+class StreamEnd(NamedTuple):
+    """An answer is over; what follows in the log is the whole of it, or why there is none."""
+
+    task_id: str
+
+
+class Begun(NamedTuple):
+    """An agent has begun to work on a task."""
+
+    task_id: str
+
+
+Published = Batch | Live | Replaced | Piece | StreamEnd | Begun
+
+
+def parse_push(payload: bytes) -> Published:
+    """What was published on a session's channel (see ``lua/_append.lua``).
 
     Raises:
         ValueError: it was not published by this project.
     """
     head, _, rest = payload.partition(b"\n")
+    kind = head[:1]
+    if kind == b"+":
+        task_id, attempt, part, offset, chars = head[1:].decode("ascii").split(" ")
+        return Piece(task_id, int(attempt), part, int(offset), int(chars), rest)
+    if kind == b"-":
+        return StreamEnd(head[1:].decode("ascii"))
+    if kind == b"?":
+        return Begun(head[1:].decode("ascii"))
     if head == b"~":
         return Live(rest)
     if head.startswith(b"!"):

@@ -135,6 +135,15 @@ class Settings:
         choices=("concurrent", "reject", "interrupt"), group="Tasks",
     )  # fmt: skip
 
+    stream_max_bytes: int = _setting(
+        1024 * 1024, "What is kept of an answer while it is streamed; what is beyond comes with its end.",
+        unit="bytes", least=1_024, most=64 * 1024 * 1024, group="Tasks",
+    )  # fmt: skip
+    stream_merge_ms: int = _setting(
+        40, "Time for which pieces of a streamed answer are merged, after the first.",
+        unit="ms", least=0, most=5_000, group="Tasks",
+    )  # fmt: skip
+
     # The router.
     callback_max_bytes: int = _setting(
         1024 * 1024, "A larger callback becomes a dead letter.",

@@ -249,7 +249,8 @@ class Tasks:
         base = keys.session(callback_list, entry.session_id)
         names = [base, keys.task(callback_list, entry.task_id), keys.due(callback_list)]
         if self._store.clustered:
-            names += [f"{base}:{part}" for part in ("log", "seen", "tasks")]
+            names += [f"{base}:{part}" for part in ("log", "seen", "tasks", "streams")]
+            names += [f"{names[1]}:{part}" for part in ("stream", "text", "reasoning")]
         args = [entry.task_id, wanted, *self._appending.arguments(callback_list, now), *entry.arguments(0)]
         done, *told = await self._store.script(END_TASK, names, list(args))
         if done < 0:

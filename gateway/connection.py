@@ -16,6 +16,7 @@ from gateway import frames
 from gateway.close_codes import CloseCode
 from gateway.feed import Feed
 from gateway.identity import Identity
+from gateway.text_stream import envelope
 
 if TYPE_CHECKING:
     from gateway.websocket_endpoint import WebSocketEndpoint
@@ -190,6 +191,12 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     # gateway.feed.Subscriber
+
+    @property
+    def envelope(self) -> bytes:
+        identity = self.identity
+        assert identity is not None
+        return envelope(identity.session_id, identity.tenant_id, identity.tenant_tier)
 
     @property
     def writable(self) -> bool:

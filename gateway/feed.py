@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Protocol
 
 from backplane.position import Batch, Gap, Position, newer
 from gateway.outgoing import log_frames
+from gateway.text_stream import Have, Place, TextStream
 
 _KEPT_ASIDE_BYTES = 256 * 1024  # live messages that a catch-up keeps; beyond, it reads them from the log
 
@@ -24,6 +27,10 @@ class Subscriber(Protocol):
     generation: int
     wants_chunks: bool
     behind: bool
+
+    @property
+    def envelope(self) -> bytes:
+        """What its messages have in common (see `gateway.text_stream.envelope`)."""
 
     @property
     def writable(self) -> bool:
@@ -75,10 +82,41 @@ class CatchUp:
         self.position = Position(batch.epoch, max(batch.last, self.position.seq))
 
 
-class Feed:
-    """One session on this pod."""
+class Stream:
+    """An answer that is streamed, and how far each socket has been sent it.
 
-    __slots__ = ("catching", "channel", "epoch", "marked", "replaced", "sockets")
+    Attributes:
+        timer: runs while pieces are merged.
+        due: there is something to send when it ends.
+    """
+
+    __slots__ = ("due", "places", "text", "timer")
+
+    def __init__(self, task_id: str, attempt: int) -> None:
+        self.text = TextStream(task_id, attempt)
+        self.places: dict[Subscriber, Place] = {}
+        self.timer: asyncio.TimerHandle | None = None
+        self.due = False
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Feed:
+    """One session on this pod.
+
+    Attributes:
+        streams: answers that are streamed to its sockets, by task.
+        has: of sockets that have just come: what their clients have of such.
+        loading: the streams are being read.
+    """
+
+    __slots__ = (
+        "catching", "channel", "epoch", "has", "loading", "marked", "replaced", "sockets", "streams"
+    )  # fmt: skip
 
     def __init__(self, channel: bytes) -> None:
         self.channel = channel
@@ -87,6 +125,9 @@ class Feed:
         self.catching: list[CatchUp] = []
         self.marked = 0
         self.replaced = 0  # sockets of an older generation have to go
+        self.streams: dict[str, Stream] = {}
+        self.has: dict[Subscriber, Mapping[str, Have]] = {}
+        self.loading = False
 
     @property
     def session(self) -> str:

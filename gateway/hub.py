@@ -10,17 +10,31 @@ a socket that does not read is sent nothing until it has, so nothing piles up fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.log import Logger
 from backplane.position import Batch, Gap, Position, merge
-from backplane.session_log import Live, Mark, Replaced, Resumed, SessionLog, parse_push
+from backplane.session_log import (
+    Begun,
+    Live,
+    Mark,
+    Piece,
+    Replaced,
+    Resumed,
+    SessionLog,
+    StreamEnd,
+    parse_push,
+)
 from backplane.store import Store
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.frames import encode_text
 from gateway.outgoing import batch_frames
+from gateway.streams import Streams
+from gateway.text_stream import Have, typing_frame
 
 _CROWD = 8  # sockets of one session; above, their messages are gathered for a moment
 _SESSIONS_A_CHECK = 64  # more would keep live messages waiting for milliseconds
@@ -36,10 +50,16 @@ class Hub:
         session_log: reads logs over that store.
         log: for operators.
         others: gets the pushes of channels that are no session's.
+        merge_s: see `Streams`.
     """
 
     def __init__(
-        self, feed: Store, session_log: SessionLog, log: Logger, others: Callable[[bytes, bytes], None]
+        self,
+        feed: Store,
+        session_log: SessionLog,
+        log: Logger,
+        others: Callable[[bytes, bytes], None],
+        merge_s: float = 0.0,
     ) -> None:
         self._store = feed
         self._session_log = session_log
@@ -49,6 +69,7 @@ class Hub:
         self._gathered: dict[Feed, list[Batch]] = {}
         self._unmarked: set[Feed] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.streams = Streams(feed, session_log, merge_s, self._spawn)
         self.delivered = 0
         self.gaps = 0
 
@@ -66,6 +87,7 @@ class Hub:
         cursor: Position | None,
         greet: Callable[[Resumed], bool],
         user: str = "",
+        has: Mapping[str, Have] = MappingProxyType({}),
     ) -> Feed | None:
         """Put a socket on its session and send it what it lacks.
 
@@ -75,6 +97,7 @@ class Hub:
             cursor: what the client has; None for what no socket has been sent.
             greet: called once, right before the first message is written; False if the socket has gone.
             user: see `SessionLog.resume`.
+            has: what the client has of answers that are streamed, by task.
 
         Returns:
             The session's feed, None if the socket has gone.
@@ -105,6 +128,8 @@ class Hub:
         group.send(resumed.page)
         if not self._join_live(feed, group, resumed.head):
             self._spawn(self._read_on(feed, group))
+        if socket.wants_chunks:
+            self.streams.attach(feed, socket, has)
         if socket.generation < feed.replaced:  # that word came before the log's answer
             asyncio.get_running_loop().call_soon(socket.replaced)  # soon: the caller has to know its feed
         return feed
@@ -121,6 +146,8 @@ class Hub:
         for group in feed.catching:
             if socket in group.sockets:
                 group.sockets.remove(socket)
+        if socket.wants_chunks:
+            self.streams.detach(feed, socket)
         mark = self._mark(feed, [socket]) if placed else None
         noting = None if mark is None else self._spawn(self._note(feed, mark))
         self._drop_if_empty(feed)
@@ -130,6 +157,8 @@ class Hub:
         """A socket that could not take more can again."""
         if socket.behind and socket in feed.sockets:
             self._catch_up(feed, [socket])
+        elif feed.streams and socket.wants_chunks:
+            self.streams.go_on(feed)
 
     def acked(self, feed: Feed) -> None:
         """A client has acknowledged messages: a socket's `sent` has moved."""
@@ -172,6 +201,12 @@ class Hub:
                 self._gather(feed, message)
             else:
                 self._deliver(feed, message)
+        elif isinstance(message, Piece):
+            self.streams.on_piece(feed, message)
+        elif isinstance(message, StreamEnd):
+            self.streams.on_end(feed, message.task_id)
+        elif isinstance(message, Begun):
+            self._tell_begun(feed, message.task_id)
         elif isinstance(message, Live):
             self._deliver_unlogged(feed, message.frame)
         else:
@@ -228,6 +263,11 @@ class Hub:
         for socket in feed.sockets:
             if socket.wants_chunks and socket.writable and not socket.behind:
                 socket.write(frames)
+
+    def _tell_begun(self, feed: Feed, task_id: str) -> None:
+        for socket in feed.sockets:
+            if socket.writable and not socket.behind:
+                socket.write(typing_frame(socket.envelope, task_id, time.time()))
 
     def _replace(self, feed: Feed, message: Replaced) -> None:
         feed.replaced = max(feed.replaced, message.generation)
@@ -314,6 +354,8 @@ class Hub:
                 self._catch_up(feed, [socket])
         group.sockets = []
         self._unmarked.add(feed)
+        if feed.streams:
+            self.streams.go_on(feed)
         return True
 
     def _restart(self, sockets: Iterable[Subscriber], reason: str) -> None:
@@ -352,6 +394,7 @@ class Hub:
         return unread
 
     def _compare(self, feed: Feed, head: Position | None) -> None:
+        self.streams.check(feed)
         # Whatever is not as it should be is read: that tells a log that was rewound or began anew from a
         # reply that is only older than what has been pushed, or opened, since.
         seq = head.seq if head is not None and head.epoch == feed.epoch else -1

@@ -112,7 +112,8 @@ class Pod:
             settings.probe_interval_s,
             self._unable,
         )
-        self.hub = Hub(self.feed, self.session_log, self.log, self._heard)
+        merge_s = settings.stream_merge_ms / 1000
+        self.hub = Hub(self.feed, self.session_log, self.log, self._heard, merge_s)
         self.queue = TaskQueue(self.commands, self.keys, settings.actions_queue_max)
         tasks = Tasks(self.commands, self.keys, settings)
         self.desk = TaskDesk(tasks, self.queue, self.session_log, self.log)

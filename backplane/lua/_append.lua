@@ -1,7 +1,8 @@
 -- What every script shares that appends to session logs. Its arguments for that, from ARGV[at] on: epoch for new
 -- sessions, retention (ms), oldest timestamp to keep, entries and bytes a log may have, digests a session remembers,
 -- PUBLISH or SPUBLISH, what task records' names begin with, how long the record of a task that has ended is kept (ms),
--- how long after its deadline a task is waited for (ms), 'show' if answers after that are shown.
+-- how long after its deadline a task is waited for (ms), 'show' if answers after that are shown, bytes that are kept of
+-- what an agent says.
 
 -- Returns the error reply if `reply` is WRONGTYPE; raises any other error.
 local function wrong_type(reply)
@@ -24,7 +25,8 @@ end
 -- append(base, from, count, group, forced) appends one session's entries. ARGV[from…] holds `count` times
 -- position, digest, body, kind, task, detail. Without a digest it is only published. `kind` is 't' for what ends
 -- a task (`detail` is how, and its usage), 'p' for a report of its progress (`detail` is its status, and
--- the ms by which it asks to be given more time), '' for what is of no task. `forced` entries end a task that
+-- the ms by which it asks to be given more time), 'c' for a piece of its answer (`body` is the inside of a JSON string,
+-- `detail` see _stream.lua), '' for what is of no task. `forced` entries end a task that
 -- is being cancelled; all others of such a task, or of one that has ended, come too late.
 -- Returns an error text instead of appending if the session's keys are of a wrong type. Types are tried by reads and
 -- by the first write, so that no group is left half written. A new epoch is that of the arguments, with `group` but
@@ -34,9 +36,10 @@ local function appender(lineage, at)
   local max_entries, max_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local remembered, publish_command = tonumber(ARGV[at + 5]), ARGV[at + 6]
   local task_prefix, task_kept, grace, show = ARGV[at + 7], ARGV[at + 8], tonumber(ARGV[at + 9]), ARGV[at + 10] == 'show'
+  local most_text = tonumber(ARGV[at + 11])
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0}
+  local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0}
 
   local function publish(channel, payload)
     local reply = redis.pcall(publish_command, channel, payload)
@@ -79,15 +82,28 @@ local function appender(lineage, at)
     local bytes, grown = tonumber(record[4] or 0), 0
     local entries, scores, mine, segments = {}, {}, {}, {}
     local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show)
+    local streams = speech(task_prefix, base, task_kept, most_text)
     for i = 1, count do
       local digest, at = digests[i], from + 6 * (i - 1)
       local body, kind, task, detail = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
-      if digest == '' then
+      if kind == 'c' then
+        local told, piece
+        if not tasks.is_over(task) then told, piece = streams.grow(task, detail, body) end
+        if told then
+          segments[#segments + 1] = {told, piece}
+          tasks.note(task, kind, 'working#' .. string.match(detail, '%d+'), nil)
+        else
+          counts.pieces_ignored = counts.pieces_ignored + 1
+        end
+      elseif digest == '' then
         segments[#segments + 1] = {'~', body}
       elseif known[i] or mine[digest] then
         counts.duplicates = counts.duplicates + 1
         -- It is in the log; an error may have kept that from being noted with its task.
-        if known[i] and kind == 't' then tasks.note(task, kind, detail, nil) end
+        if known[i] and kind == 't' then
+          tasks.note(task, kind, detail, nil)
+          if streams.finish(task) then segments[#segments + 1] = {'-' .. task} end
+        end
       elseif kind ~= '' and not forced and tasks.is_late(task, kind, body) then
         counts.late = counts.late + 1
       else
@@ -97,13 +113,20 @@ local function appender(lineage, at)
         scores[#scores + 1] = head
         scores[#scores + 1] = digest
         if kind ~= '' then tasks.note(task, kind, detail, head) end
+        if kind == 't' and streams.finish(task) then segments[#segments + 1] = {'-' .. task} end
         local segment = segments[#segments]
-        if segment and segment[1] ~= '~' then
+        if segment and segment.log then
           segment[#segment + 1] = body
         else
-          segments[#segments + 1] = {epoch .. ':' .. head, body}
+          segments[#segments + 1] = {epoch .. ':' .. head, body, log = true}
         end
       end
+    end
+
+    local function tell()
+      streams.write()
+      for _, task in ipairs(tasks.write()) do publish(base, '?' .. task) end
+      for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
     end
 
     if #entries > 0 then
@@ -120,14 +143,12 @@ local function appender(lineage, at)
       end
       or_undo(redis.pcall('ZADD', seen, unpack(scores)), base, log, #entries, record)
       counts.appended = counts.appended + #entries
-      tasks.write()
-      for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
+      tell()
       local due = length == #entries or head % 256 < #entries
       due = due or now - tonumber(record[5] or 0) > retention / 16
       tend(base, log, seen, head, length, bytes, due)
     else
-      tasks.write()
-      for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
+      tell()
     end
   end
   return append, counts

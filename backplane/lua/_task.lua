@@ -12,10 +12,11 @@ local LATE_ANSWER_MAX = 65536
 
 -- task_notes(prefix, base, epoch, now, kept, grace, show) -> what to do with the task records of one session's entries.
 --   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
---   note(task, kind, detail, seq): an entry of it stands in the log (seq nil: from before)
---   write(): writes all that was noted, once the entries stand
+--   is_over(task): the same, of what is only streamed
+--   note(task, kind, detail, seq): an entry of it stands in the log (seq nil: none, or from before)
+--   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun
 local function task_notes(prefix, base, epoch, now, kept, grace, show)
-  local found, notes = {}, {}
+  local found, notes, begun = {}, {}, {}
   local active, due = base .. ':tasks', string.sub(prefix, 1, -3) .. 'due'
 
   local function status_of(task)
@@ -26,29 +27,38 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
     return found[task]
   end
 
-  local function is_late(task, kind, body)
+  local function is_over(task)
     local status = status_of(task)[1]
-    if not status or not (ENDED[status] or status == 'cancelling') then return false end
+    return status and (ENDED[status] or status == 'cancelling')
+  end
+
+  local function is_late(task, kind, body)
+    if not is_over(task) then return false end
     redis.call('HINCRBY', prefix .. task, 'late', 1)
     if kind ~= 't' then return true end
     if #body <= LATE_ANSWER_MAX then redis.call('HSET', prefix .. task, 'late_answer', body) end
-    return not (show and status == 'timeout')
+    return not (show and status_of(task)[1] == 'timeout')
   end
 
   local function note(task, kind, detail, seq)
     local record = status_of(task)
     if not record[1] or ENDED[record[1]] then return end  -- started elsewhere, or known to have ended
+    if kind == 'c' and record[1] == 'working' then return end
     local fields = notes[task] or {}
     notes[task] = fields
     if seq then
       if not record[2] then record[2], fields.first = seq, seq end
       fields.last, fields.epoch = seq, epoch
     end
-    if not record[3] then record[3], fields.started = now, now end
-    local status, more = string.match(detail, '^(%S*) ?(.*)$')
-    fields.status = status
+    if not record[3] then
+      record[3], fields.started = now, now
+      if kind ~= 't' then begun[#begun + 1] = task end
+    end
+    local status, attempt, more = string.match(detail, '^([%a_]+)#?(%d*) ?(.*)$')
+    if attempt ~= '' then fields.attempt = attempt end
+    record[1], fields.status = status, status
     if kind == 't' then
-      record[1], fields.ended = status, now
+      fields.ended = now
       if more ~= '' then fields.usage = more end
     elseif more ~= '' then
       local deadline = math.min(now + tonumber(more), tonumber(record[4] or 0))
@@ -76,7 +86,8 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
         redis.call('ZADD', due, 'XX', fields.deadline + grace, task)
       end
     end
+    return begun
   end
 
-  return {is_late = is_late, note = note, write = write}
+  return {is_over = is_over, is_late = is_late, note = note, write = write}
 end

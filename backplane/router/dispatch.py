@@ -15,7 +15,7 @@ from msgspec import Raw
 from backplane.appending import Entry
 from backplane.errors import BadCallback
 from backplane.keys import TIERS
-from backplane.messages import Message, MessageData, to_entry, to_live
+from backplane.messages import Message, MessageData, to_entry
 from backplane.router.callback import (
     Callback,
     Fields,
@@ -52,6 +52,8 @@ _TERMINAL_ACTIONS = frozenset({None, "", "execution.callback", "execution.error"
 NULL = Raw(b"null")
 _NUMBERS = (int, float)
 _USAGE_MAX_BYTES = 4_096  # as far as it is noted with the task; its message has it whole
+PARTS = ("text", "reasoning")
+_OFFSETS = 2**53
 _EXTENSION_MAX_S = 7 * 86_400
 
 
@@ -70,7 +72,7 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
     action = callback.action_type
     try:
         if action == "execution.chunk":
-            return Entry(callback.session_id, b"", to_live(_chunk(callback, tenant_id, at)))
+            return _piece(callback)
         if action == "execution.progress":
             return _reported(callback, tenant_id, at)
         if action in _TERMINAL_ACTIONS or (
@@ -111,7 +113,8 @@ def _terminal(callback: Callback, raw: bytes, tenant_id: str, at: str) -> Entry:
     if callback.task_id is None:
         return Entry(callback.session_id, digest, to_entry(message))
     usage = msgspec.json.encode(_run_metadata(callback, fields))
-    detail = b"%b %b" % (status.encode(), usage) if len(usage) <= _USAGE_MAX_BYTES else status
+    shown = _with_attempt(callback, status)
+    detail = f"{shown} {usage.decode()}" if len(usage) <= _USAGE_MAX_BYTES else shown
     return Entry(callback.session_id, digest, to_entry(message), "t", callback.task_id, detail)
 
 
@@ -203,12 +206,18 @@ def _default_error(status: str) -> str:
 # While a task runs.
 
 
+def _with_attempt(callback: Callback, status: str) -> str:
+    attempt = callback.attempt
+    return status if attempt is None or not 1 <= attempt < _OFFSETS else f"{status}#{attempt}"
+
+
 def _reported(callback: Callback, tenant_id: str, at: str) -> Entry:
     body, digest = to_entry(_progress(callback, tenant_id, at)), _progress_digest(callback)
     if callback.task_id is None:
         return Entry(callback.session_id, digest, body)
     fields = callback.data or {}
-    status = "input_required" if text(fields.get("status"), "data.status") == "input_required" else "working"
+    waits = text(fields.get("status"), "data.status") == "input_required"
+    status = _with_attempt(callback, "input_required" if waits else "working")
     extended_s = plain(fields.get("timeout", NULL), "data.timeout")
     if isinstance(extended_s, bool) or not isinstance(extended_s, int | float) or extended_s <= 0:
         return Entry(callback.session_id, digest, body, "p", callback.task_id, status)
@@ -254,19 +263,22 @@ def _progress_digest(callback: Callback) -> bytes:
     return _digest(*parts)
 
 
-def _chunk(callback: Callback, tenant_id: str, at: str) -> Message:
+def _piece(callback: Callback) -> Entry:
     fields = callback.data or {}
-    delta = fields.get("delta")
-    if delta is None or text(delta, "data.delta") is None:
+    delta = text(fields.get("delta"), "data.delta")
+    if delta is None:
         raise BadCallback("wrong_type", "data.delta must be text")
+    if callback.task_id is None:
+        raise BadCallback("wrong_type", "task_id is needed with a piece of an answer")
     offset = plain(fields.get("offset", NULL), "data.offset")
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+    if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < _OFFSETS:
         raise BadCallback("wrong_type", "data.offset must be a whole number from 0")
-    data: MessageData = {
-        "task_id": callback.task_id,
-        "delta": delta,
-        "offset": offset,
-        "attempt": 1 if callback.attempt is None else callback.attempt,
-        "part": text(fields.get("part"), "data.part") or "text",
-    }
-    return _message(callback, tenant_id, at, "agent_chunk", data)
+    attempt = 1 if callback.attempt is None else callback.attempt
+    if not 1 <= attempt < _OFFSETS:
+        raise BadCallback("wrong_type", "attempt must be a whole number from 1")
+    part = text(fields.get("part"), "data.part") or "text"
+    if part not in PARTS:
+        raise BadCallback("wrong_type", f"data.part must be one of {', '.join(PARTS)}")
+    inner = msgspec.json.encode(delta)[1:-1]
+    detail = f"{attempt} {part} {offset} {len(delta)}"
+    return Entry(callback.session_id, b"", inner, "c", callback.task_id, detail)

@@ -36,6 +36,7 @@ class Counts:
     dead_letters_dropped: int = 0
     publishes_refused: int = 0
     late: int = 0
+    pieces_ignored: int = 0
     conflicts: int = 0
     sent_on: int = 0
     batches: int = 0
@@ -120,7 +121,7 @@ class Transfer:
                 self.counts.conflicts += 1
                 return True
             self._count(reply)
-            fence, waiting = new_fence, reply[7:]
+            fence, waiting = new_fence, reply[8:]
             if not waiting:
                 break
         return length > 0
@@ -172,8 +173,10 @@ class Transfer:
             args.append(len(entries) // ARGUMENTS_AN_ENTRY)
             args += entries
         if self._store.clustered:
-            names += [f"{base}:{part}" for base in names[3:] for part in ("log", "seen", "tasks")]
-            names += [keys.task(callback_list, task) for task in moves.tasks]
+            parts = ("log", "seen", "tasks", "streams")
+            names += [f"{base}:{part}" for base in names[3:] for part in parts]
+            records = [keys.task(callback_list, task) for task in set(moves.tasks)]
+            names += [f"{key}{part}" for key in records for part in ("", ":stream", ":text", ":reasoning")]
             names += (f"{names[2]}:bytes", keys.due(callback_list))
         args += moves.dead
         for mistake in moves.mistakes:
@@ -197,3 +200,4 @@ class Transfer:
         counts.dead_letters_dropped += reply[4]
         counts.publishes_refused += reply[5]
         counts.late += reply[6]
+        counts.pieces_ignored += reply[7]

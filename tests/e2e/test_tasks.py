@@ -145,7 +145,11 @@ def test_a_silent_aes_ends_in_a_timeout(cluster: Cluster, aes: redis.Redis) -> N
         assert action["timeout"] == 1
         (ended,) = receive_logged(socket, 1)
         took = time.time() - began
-        assert (ended["type"], ended["data"]["status"], ended["data"]["retryable"]) == ("error", "timeout", True)
+        assert (ended["type"], ended["data"]["status"], ended["data"]["retryable"]) == (
+            "error",
+            "timeout",
+            True,
+        )
         assert 1 + GRACE_S <= took < 1 + GRACE_S + 1
         answer(aes, action, "too late")
         wait_for(lambda: task_of(cluster, sent["task_id"])["late"] == 1, "it was counted")
@@ -176,7 +180,10 @@ def test_progress_can_ask_for_more_time(cluster: Cluster, aes: redis.Redis) -> N
 def test_a_task_is_cancelled(cluster: Cluster, aes: redis.Redis, over: str, when: str) -> None:
     """From any device and pod, before or after the AES took it: one end, and the AES is told once."""
     session_id = f"cancel-{over}-{when}"
-    with open_socket(cluster.pods[0], session_id) as socket, open_socket(cluster.pods[1], session_id) as other:
+    with (
+        open_socket(cluster.pods[0], session_id) as socket,
+        open_socket(cluster.pods[1], session_id) as other,
+    ):
         receive(socket), receive(other)
         _, sent = send(cluster, session_id, {"message": "hello", "client_message_id": "m-1"})
         action = take(aes) if when == "after" else None
@@ -195,7 +202,11 @@ def test_a_task_is_cancelled(cluster: Cluster, aes: redis.Redis, over: str, when
         assert ended["data"]["metadata"]["reason"] == "enough"
         action = action or take(aes)
         word = take(aes)
-        assert (word["action_type"], word["task_id"], word["reason"]) == ("chat.cancel", sent["task_id"], "enough")
+        assert (word["action_type"], word["task_id"], word["reason"]) == (
+            "chat.cancel",
+            sent["task_id"],
+            "enough",
+        )
         assert aes.llen(QUEUE) == 0
         progress(aes, action, status="working")
         answer(aes, action)
@@ -261,7 +272,11 @@ def test_a_busy_session_that_is_interrupted(cluster: Cluster, aes: redis.Redis) 
         assert (ended["task_id"], ended["data"]["status"]) == (first["task_id"], "cancelled")
         assert ended["data"]["metadata"]["reason"] == "interrupted"
         taken = [take(aes) for _ in range(3)]
-        assert [action["action_type"].split(".")[1] for action in taken] == ["agent_run", "agent_run", "cancel"]
+        assert [action["action_type"].split(".")[1] for action in taken] == [
+            "agent_run",
+            "agent_run",
+            "cancel",
+        ]
         for action in taken[:2]:
             answer(aes, action)
         (told,) = receive_logged(socket, 1)

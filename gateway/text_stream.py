@@ -1,0 +1,172 @@
+"""One answer while it is streamed, as a pod has it: [P] pure.
+
+Only what is on its way is held: what some socket still lacks, and of that no more than a bound. Whoever lacks
+more is sent it from Redis, where the whole stands until the answer is complete.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from backplane.messages import timestamp
+from gateway.frames import encode_text
+
+PartName = Literal["text", "reasoning"]
+PARTS: tuple[PartName, ...] = ("text", "reasoning")
+
+_string = msgspec.json.Decoder(str).decode
+
+
+class Have(NamedTuple):
+    """How much of an answer a client has: characters of each part, of one attempt."""
+
+    attempt: int
+    text: int
+    reasoning: int
+
+
+class Part:
+    """Text or reasoning: consecutive pieces, of which the first ones may be gone.
+
+    Attributes:
+        start: characters before the first piece that is held.
+        end: characters in all.
+        size: bytes that are held.
+    """
+
+    __slots__ = ("_pieces", "end", "size", "start")
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[int, bytes]] = []
+        self.start = self.end = self.size = 0
+
+    def add(self, offset: int, chars: int, inner: bytes) -> bool:
+        """Take a piece, or what is new of it; False if something before it is missing."""
+        if offset > self.end:
+            return False
+        if offset + chars > self.end:
+            self._append(offset + chars, inner if offset == self.end else without(inner, self.end - offset))
+        return True
+
+    def replace(self, chars: int, inner: bytes) -> None:
+        """Hold the whole, from the beginning, unless it is an older one."""
+        if chars >= self.end:
+            self._pieces.clear()
+            self.start = self.end = self.size = 0
+            self._append(chars, inner)
+
+    def _append(self, end: int, inner: bytes) -> None:
+        self._pieces.append((self.end, inner))
+        self.end = end
+        self.size += len(inner)
+
+    def since(self, sent: int) -> bytes | None:
+        """What follows the first ``sent`` characters; None if that is not all held."""
+        if sent < self.start:
+            return None
+        found = []
+        for index, (offset, inner) in enumerate(self._pieces):
+            after = self._pieces[index + 1][0] if index + 1 < len(self._pieces) else self.end
+            if after > sent:
+                found.append(inner if offset >= sent else without(inner, sent - offset))
+        return b"".join(found)
+
+    def forget(self, before: int, most: int) -> None:
+        """Hold no piece that ends before ``before``, nor more bytes than ``most``."""
+        while self._pieces:
+            after = self._pieces[1][0] if len(self._pieces) > 1 else self.end
+            if after > before and self.size <= most:
+                return
+            self.size -= len(self._pieces.pop(0)[1])
+            self.start = after
+
+
+class Place:
+    """How far one socket has been sent an answer.
+
+    Attributes:
+        late: it was not there when the answer began: its first piece is a snapshot.
+    """
+
+    __slots__ = ("attempt", "late", "reasoning", "text")
+
+    def __init__(self, have: Have, *, late: bool) -> None:
+        self.attempt, self.text, self.reasoning = have
+        self.late = late
+
+    def sent(self, part: PartName) -> int:
+        """Characters."""
+        return self.text if part == "text" else self.reasoning
+
+    def move(self, part: PartName, sent: int) -> None:
+        """It has been sent so much."""
+        if part == "text":
+            self.text = sent
+        else:
+            self.reasoning = sent
+
+
+class TextStream:
+    """One task's answer."""
+
+    __slots__ = ("attempt", "parts", "task_id")
+
+    def __init__(self, task_id: str, attempt: int) -> None:
+        self.task_id = task_id
+        self.begin(attempt)
+
+    def begin(self, attempt: int) -> None:
+        """The answer begins anew."""
+        self.attempt = attempt
+        self.parts: dict[PartName, Part] = {name: Part() for name in PARTS}
+
+
+def without(inner: bytes, chars: int) -> bytes:
+    """The inside of a JSON string without its first characters."""
+    return msgspec.json.encode(_string(b'"%b"' % inner)[chars:])[1:-1]
+
+
+def chunk_frame(
+    envelope: bytes,
+    task_id: str,
+    attempt: int,
+    part: PartName,
+    offset: int,
+    inner: bytes,
+    now: float,
+    *,
+    snapshot: bool,
+) -> bytes:
+    """The frame of an ``agent_chunk``.
+
+    Args:
+        envelope: see `envelope`.
+        now: seconds since 1970.
+    """
+    flag = b',"snapshot":true' if snapshot else b""
+    name = task_id.encode()
+    return encode_text(
+        b'{"timestamp":"%b","type":"agent_chunk","task_id":"%b",%b,"data":{"task_id":"%b","delta":"%b","offset":%d,'
+        b'"attempt":%d,"part":"%b"%b},"metadata":{}}'
+        % (timestamp(now).encode(), name, envelope, name, inner, offset, attempt, part.encode(), flag)
+    )
+
+
+def typing_frame(envelope: bytes, task_id: str, now: float) -> bytes:
+    """The frame of a ``typing_indicator``; arguments as of `chunk_frame`."""
+    name = task_id.encode()
+    return encode_text(
+        b'{"timestamp":"%b","type":"typing_indicator","task_id":"%b",%b,"data":{"task_id":"%b"},"metadata":{}}'
+        % (timestamp(now).encode(), name, envelope, name)
+    )
+
+
+def envelope(session_id: str, tenant_id: str, tenant_tier: str) -> bytes:
+    """What all messages of a socket have in common; the ids are valid ones."""
+    return b'"session_id":"%b","tenant_id":"%b","tenant_tier":"%b"' % (
+        session_id.encode(),
+        tenant_id.encode(),
+        tenant_tier.encode(),
+    )
