@@ -1,0 +1,145 @@
+"""What the clients of other protocols post to have a message answered: [P] pure.
+
+Sources: `RunAgentInput` of `@ag-ui/core` 1.0.0 (https://docs.ag-ui.com/spec/1.0/basic/run-input), and the
+body that `DefaultChatTransport` of `ai` 7.0.173 and 6.0.326 sends: whole or, as in the documentation of
+resumable streams (https://ai-sdk.dev/docs/ai-sdk-ui/chatbot-resume-streams), with the last message alone.
+
+A client posts the whole conversation, but the agent keeps its own: only the user's last message is taken. It
+is text; what a client attaches is refused, because to leave it out in silence would change the question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+
+from gateway.encoders import fields
+
+_MAX_ID = 128
+_MEDIA = frozenset({"image", "audio", "video", "document", "binary", "file"})
+
+_Id = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Answer(NamedTuple):
+    """What the user says to an ``input_required``.
+
+    Attributes:
+        payload: any JSON; None if ``cancelled``.
+    """
+
+    input_id: str
+    cancelled: bool
+    payload: Any
+
+
+class Inbound(NamedTuple):
+    """What a client posted.
+
+    Attributes:
+        message: the text of the user's last message; empty only if there are ``answers``.
+        client_message_id: by which the same message is known when it is posted again; None if it is to be
+            answered anew.
+        thread_id, run_id, protocol_version, messages: for `AgUiEncoder`.
+        answers: to what the agent asked.
+    """
+
+    message: str
+    client_message_id: str | None
+    thread_id: str = ""
+    run_id: str | None = None
+    protocol_version: str | None = None
+    messages: list[dict[str, Any]] = []  # noqa: RUF012  # a NamedTuple's default; never written to
+    answers: tuple[Answer, ...] = ()
+
+
+class _Resume(msgspec.Struct, rename="camel"):
+    interrupt_id: _Id
+    status: Literal["resolved", "cancelled"]
+    payload: Any = None
+
+
+class _RunAgentInput(msgspec.Struct, rename="camel"):
+    thread_id: _Id
+    run_id: _Id
+    messages: list[dict[str, Any]]
+    protocol_version: str | None = None
+    resume: list[_Resume] = []
+
+
+class _ChatRequest(msgspec.Struct, rename="camel"):
+    messages: list[dict[str, Any]] = []
+    message: dict[str, Any] | None = None
+    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+
+
+_decode_ag_ui = msgspec.json.Decoder(_RunAgentInput).decode
+_decode_ai_sdk = msgspec.json.Decoder(_ChatRequest).decode
+
+
+def read_ag_ui(body: bytes) -> Inbound:
+    """Read a `RunAgentInput`.
+
+    Raises:
+        ValueError: it is none, or has no message of the user that can be sent; the text says why.
+    """
+    try:
+        posted = _decode_ag_ui(body)
+    except RecursionError:
+        raise ValueError("the body is nested too deeply") from None
+    about = (posted.thread_id, posted.run_id, posted.protocol_version, posted.messages)
+    if posted.resume:
+        answers = [Answer(e.interrupt_id, e.status == "cancelled", e.payload) for e in posted.resume]
+        return Inbound("", None, *about, tuple(answers))
+    asked = [message for message in posted.messages if message.get("role") == "user"]
+    if not asked:
+        raise ValueError("messages has none whose role is user")
+    return Inbound(_text(asked[-1].get("content")), _message_id(asked[-1]), *about)
+
+
+def read_ai_sdk(body: bytes) -> Inbound:
+    """Read what `DefaultChatTransport` posts.
+
+    A message that is to be answered again comes without an id, because its first answer is known by it.
+
+    Raises:
+        ValueError: it is something else, or its last message is none of the user that can be sent.
+    """
+    try:
+        posted = _decode_ai_sdk(body)
+    except RecursionError:
+        raise ValueError("the body is nested too deeply") from None
+    last = posted.message or (posted.messages[-1] if posted.messages else {})
+    if last.get("role") != "user":
+        raise ValueError("the last of messages must be one whose role is user")
+    again = posted.trigger == "regenerate-message"
+    return Inbound(_text(last.get("parts")), None if again else _message_id(last))
+
+
+def _message_id(message: Mapping[str, Any]) -> str | None:
+    message_id = message.get("id")
+    if message_id is None or message_id == "":
+        return None
+    if not isinstance(message_id, str) or len(message_id) > _MAX_ID:
+        raise ValueError(f"the message's id must be text of at most {_MAX_ID} characters")
+    return message_id
+
+
+def _text(content: object) -> str:
+    """The text of a message: as it is, or in parts."""
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise ValueError("the user's message has no text")
+    pieces = []
+    for part in parts:
+        kind = fields.text(fields.mapping(part).get("type"))
+        if kind in _MEDIA:
+            raise ValueError(f"the user's message has a part of type {kind}; only text can be sent")
+        if kind == "text":
+            pieces.append(fields.text(part.get("text")))
+    text = "".join(pieces)
+    if not text:
+        raise ValueError("the user's message has no text")
+    return text
