@@ -23,6 +23,17 @@ _HISTORIES_AT_ONCE = 8  # of these: who reads without a socket must not keep soc
 _MARKS_A_CALL = 200
 
 
+class Running(NamedTuple):
+    """A task that has not ended, as its record has it; times in ms since 1970."""
+
+    task_id: str
+    status: str
+    agent_id: str
+    attempt: str
+    accepted: str
+    deadline: str
+
+
 class Resumed(NamedTuple):
     """Where a connection begins.
 
@@ -34,6 +45,7 @@ class Resumed(NamedTuple):
         oldest: the seq of the oldest message in the log (``head + 1`` if it is empty).
         generation: grows with every connection of the session.
         page: the first messages.
+        running: the session's tasks that have not ended.
     """
 
     status: ResumeStatus
@@ -42,6 +54,7 @@ class Resumed(NamedTuple):
     oldest: int
     generation: int
     page: Batch
+    running: tuple[Running, ...] = ()
 
 
 class Page(NamedTuple):
@@ -163,12 +176,16 @@ class SessionLog:
         """
         epoch, seq = cursor or Position("", 0)
         args: list[Argument] = [epoch, seq, *self._page, new_epoch(time.time()), self._ttl_ms, user]
+        args.append(self._keys.tasks_beside(session))
         reply = await self._pages(RESUME, session, args)
         if not reply:
             raise NotYours
-        status, epoch, start, head, oldest, generation, *entries = reply
+        status, epoch, start, head, oldest, generation, tasks, *entries = reply
+        size = len(Running._fields)
+        words = [word.decode("utf-8", "replace") for word in tasks]
+        running = tuple(Running(*words[at : at + size]) for at in range(0, len(words), size))
         batch = Batch(epoch.decode(), start + 1, entries)
-        return Resumed(status.decode(), start, head, oldest, generation, batch)
+        return Resumed(status.decode(), start, head, oldest, generation, batch, running)
 
     async def read(self, session: str, position: Position) -> Page:
         """The messages that follow a position, as many as a page holds.

@@ -11,7 +11,7 @@ import msgspec
 
 from backplane.errors import NotYours, RedisUnavailable, UnknownTask
 from backplane.log import Logger
-from backplane.session_log import SessionLog
+from backplane.session_log import Running, SessionLog
 from backplane.task_cancel import finish_cancel
 from backplane.task_queue import TaskQueue
 from backplane.tasks import ENDED, Due, Found, Tasks, send_name
@@ -181,6 +181,19 @@ def _shown(task_id: str, tenant_id: str, fields: dict[str, str]) -> dict[str, An
     for name, field in _TIMES.items():
         told[name] = moment(fields.get(field))
     return told
+
+
+def active_task(task: Running) -> dict[str, Any]:
+    """A task that runs, as a new connection is told of it."""
+    return {
+        "task_id": task.task_id,
+        "status": _SHOWN.get(task.status, task.status),
+        "input_required": task.status == "input_required",
+        "agent_id": task.agent_id,
+        "attempt": int(task.attempt or 1),
+        "created_at": moment(task.accepted),
+        "deadline_at": moment(task.deadline),
+    }
 
 
 def moment(milliseconds: str | None) -> str | None:

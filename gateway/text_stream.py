@@ -6,6 +6,7 @@ more is sent it from Redis, where the whole stands until the answer is complete.
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -25,6 +26,29 @@ class Have(NamedTuple):
     attempt: int
     text: int
     reasoning: int
+
+
+_MOST_HAVE = 8
+_HAVE = re.compile(
+    r"([A-Za-z0-9._~-]{1,128}):([1-9][0-9]{0,8}):(0|[1-9][0-9]{0,9}):(0|[1-9][0-9]{0,9})", re.ASCII
+)
+
+
+def parse_have(text: str) -> dict[str, Have]:
+    """Read what a client says that it has of answers: ``task:attempt:text:reasoning``, several with commas.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    has = {}
+    for one in text.split(",", _MOST_HAVE):
+        match = _HAVE.fullmatch(one)
+        if match is None:
+            raise ValueError(
+                "have must be task_id:attempt:text:reasoning, at most 8 of them with commas between"
+            )
+        has[match[1]] = Have(int(match[2]), int(match[3]), int(match[4]))
+    return has
 
 
 class Part:

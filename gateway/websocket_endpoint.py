@@ -32,6 +32,8 @@ from gateway.hub import Hub
 from gateway.identity import Identity, Stated, check_scope
 from gateway.origins import Origins
 from gateway.problem import problem_body, problem_headers
+from gateway.tasks import active_task
+from gateway.text_stream import Have, parse_have
 from gateway.wheel import Wheel
 
 PATH = "/ws/"
@@ -151,7 +153,8 @@ class WebSocketEndpoint:
             self._authenticator.check(identity.grant)  # it may have been revoked meanwhile
             return self._accept(connection, request) and self._greet(connection, identity, resumed)
 
-        feed = await self.hub.attach(session, connection, cursor, greet, identity.owner)
+        has = _has(request.query.get("have")) if connection.wants_chunks else {}
+        feed = await self.hub.attach(session, connection, cursor, greet, identity.owner, has)
         if feed is None:
             return
         connection.feed = feed
@@ -186,6 +189,7 @@ class WebSocketEndpoint:
                 "oldest": resumed.oldest,
                 "epoch": epoch,
             },
+            "active_tasks": [active_task(task) for task in resumed.running],
             "limits": self._limits(identity),
         }
         connection.write(outgoing.message(identity, now, "connection_ack", data))
@@ -426,6 +430,13 @@ def _stated(request: handshake.UpgradeRequest) -> Stated:
         query.get("agent_id"),
         _NAMES,
     )
+
+
+def _has(text: str | None) -> dict[str, Have]:
+    try:
+        return parse_have(text) if text else {}
+    except ValueError as error:
+        raise ClientError(400, "invalid_field", str(error)) from None
 
 
 def _cursor(request: handshake.UpgradeRequest) -> Position | None:

@@ -1,8 +1,9 @@
 -- Where a new connection stands in its session's log, and the first page of what it lacks.
 -- KEYS: session base, log.
 -- ARGV: lineage, epoch and seq of the cursor ('' and 0 without one), count and budget (bytes) of a page,
---       epoch for a new session, ttl (ms), user (see _session.lua).
--- Returns {status, epoch, from, head, oldest, generation, entries…}; `from` is the seq before the first entry.
+--       epoch for a new session, ttl (ms), user (see _session.lua), what task records' names begin with.
+-- Returns {status, epoch, from, head, oldest, generation, running, entries…}; `from` is the seq before the first entry,
+-- `running` has for each task that runs: task, status, agent, attempt, accepted and deadline (ms since 1970).
 -- {} if the session belongs to another user.
 local record = open_session(KEYS[1], ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[8])
 if not record then return {} end
@@ -19,5 +20,14 @@ end
 if from + 1 < oldest then status, from = 'reset', oldest - 1 end
 local generation = redis.call('HINCRBY', KEYS[1], 'g', 1)
 local reply = page(KEYS[2], oldest, from, tonumber(ARGV[4]), tonumber(ARGV[5]))
-for i, part in ipairs({status, epoch, from, head, oldest, generation}) do table.insert(reply, i, part) end
+local running = {}
+for _, task in ipairs(redis.call('ZRANGE', KEYS[1] .. ':tasks', 0, -1)) do
+  local fields = {'status', 'agent_id', 'attempt', 'accepted', 'deadline'}
+  local told = redis.call('HMGET', ARGV[9] .. task, unpack(fields))
+  if told[1] and not ENDED[told[1]] then
+    running[#running + 1] = task
+    for j = 1, #fields do running[#running + 1] = told[j] or '' end
+  end
+end
+for i, part in ipairs({status, epoch, from, head, oldest, generation, running}) do table.insert(reply, i, part) end
 return reply

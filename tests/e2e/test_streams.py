@@ -52,7 +52,9 @@ class Agent:
         self.said = {"text": "", "reasoning": ""}
 
     def finish(self) -> None:
-        self._push(action_type="execution.callback", status="completed", result={"response": self.said["text"]})
+        self._push(
+            action_type="execution.callback", status="completed", result={"response": self.said["text"]}
+        )
 
 
 class Reader:
@@ -135,6 +137,46 @@ def test_who_comes_in_the_middle(cluster: Cluster, aes: redis.Redis) -> None:
             reader.read_until(socket, lambda reader=reader: reader.text == agent.said)
             assert reader.snapshots == 1
     agent.finish()
+
+
+def test_who_knows_what_he_has(cluster: Cluster, aes: redis.Redis) -> None:
+    """A client that comes back gets only what it lacks; what it says falsely costs it nothing but bytes."""
+    agent = Agent(aes, "have")
+    for word in WORDS:
+        agent.say(word)
+    agent.say("hm", "reasoning")
+    wait_for(lambda: bool(aes.keys(f"*{agent.task_id}:reasoning")), "something was said")
+    text = agent.said["text"]
+    for attempt, chars, at in ((1, 9, 9), (1, len(text), None), (1, 10**6, None), (2, 3, 0)):
+        have = f"{agent.task_id}:{attempt}:{chars}:0"
+        with open_socket(cluster.pods[1], "have", stream="1", have=have) as socket:
+            told = []
+            while not told or told[-1]["part"] != "reasoning":
+                message = receive(socket)
+                told += [message["data"]] if message["type"] == "agent_chunk" else []
+            texts = [(one["offset"], one["delta"]) for one in told if one["part"] == "text"]
+            assert texts == ([] if at is None else [(at, text[at:])])
+    agent.finish()
+
+
+def test_what_runs_is_told_to_who_comes(cluster: Cluster, aes: redis.Redis) -> None:
+    """With its deadline and attempt; not what has ended."""
+    url = f"{cluster.pods[1].url}/api/chat/send"
+    sent = [post(url, {"message": "hello"}, headers={**WHO, "X-Session-ID": "runs"})[1] for _ in range(2)]
+    agent = Agent(aes, "runs", sent[0]["task_id"])
+    agent.again()
+    agent.say("a")
+    Agent(aes, "runs", sent[1]["task_id"]).finish()
+
+    def active() -> list[dict[str, Any]]:
+        with open_socket(cluster.pods[0], "runs") as socket:
+            tasks: list[dict[str, Any]] = receive(socket)["data"]["active_tasks"]
+            return tasks
+
+    wait_for(lambda: len(active()) == 1 and active()[0]["status"] == "working", "one runs")
+    (task,) = active()
+    assert (task["task_id"], task["attempt"], task["agent_id"]) == (sent[0]["task_id"], 2, "agent-1")
+    assert task["deadline_at"] == sent[0]["deadline_at"]
 
 
 def test_another_attempt_replaces(cluster: Cluster, aes: redis.Redis) -> None:
