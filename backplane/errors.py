@@ -7,6 +7,9 @@ OrchestratorError
 ├── BadCallback              a callback cannot be understood: it goes to the dead letters with its reason
 ├── QueueFull                the actions queue is at its limit
 ├── LimitReached             there is no room for one more of something that is kept in Redis
+├── NameUsed                 a name under which a send may be repeated was used for something else
+├── Busy                     a session has tasks that do not allow another one now
+├── UnknownTask              there is no such task, or nothing is known of it any more
 ├── NotYours                 the session belongs to another user
 └── RedisUnavailable         Redis did not answer, or not in time
     └── RedisRefused         Redis answered with an error reply

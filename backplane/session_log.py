@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from backplane.errors import NotYours, RedisUnavailable
-from backplane.keys import ANY_USER, Keys
+from backplane.keys import ANY_USER, Keys, is_id
 from backplane.position import Batch, Position, new_epoch
 from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, STREAMS, Script
 from backplane.settings import Settings
@@ -384,7 +385,23 @@ class Begun(NamedTuple):
     task_id: str
 
 
+_PIECE = re.compile(
+    r"([A-Za-z0-9._~-]{1,128}) ([1-9]\d{0,15}) (text|reasoning) (\d{1,16}) (\d{1,16})", re.ASCII
+)
+
 Published = Batch | Live | Replaced | Piece | StreamEnd | Begun
+
+
+def _of_task(kind: bytes, head: str, rest: bytes) -> Piece | StreamEnd | Begun:
+    if kind == b"+":
+        match = _PIECE.fullmatch(head)
+        if match is None:
+            raise ValueError("no piece of an answer")
+        task_id, attempt, part, offset, chars = match.groups()
+        return Piece(task_id, int(attempt), part, int(offset), int(chars), rest)
+    if rest or not is_id(head):
+        raise ValueError("no task")
+    return StreamEnd(head) if kind == b"-" else Begun(head)
 
 
 def parse_push(payload: bytes) -> Published:
@@ -394,14 +411,8 @@ def parse_push(payload: bytes) -> Published:
         ValueError: it was not published by this project.
     """
     head, _, rest = payload.partition(b"\n")
-    kind = head[:1]
-    if kind == b"+":
-        task_id, attempt, part, offset, chars = head[1:].decode("ascii").split(" ")
-        return Piece(task_id, int(attempt), part, int(offset), int(chars), rest)
-    if kind == b"-":
-        return StreamEnd(head[1:].decode("ascii"))
-    if kind == b"?":
-        return Begun(head[1:].decode("ascii"))
+    if head.startswith((b"+", b"-", b"?")):
+        return _of_task(head[:1], head[1:].decode("ascii"), rest)
     if head == b"~":
         return Live(rest)
     if head.startswith(b"!"):

@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from backplane.appending import Appending, Entry
-from backplane.errors import Busy, NameUsed, NotYours, RedisRefused, UnknownTask
+from backplane.errors import Busy, NameUsed, NotYours, RedisRefused, RedisUnavailable, UnknownTask
 from backplane.keys import Keys
 from backplane.position import Position, new_epoch
-from backplane.scripts import ACCEPT, CANCEL, DUE, END_TASK, SETTLE
+from backplane.scripts import ACCEPT, CANCEL, DUE, END_TASK, SETTLE, Script
 from backplane.settings import Settings
 from backplane.store import Store
-from backplane.wire import Argument
+from backplane.wire import Argument, forget
 
 ENDED = frozenset({"completed", "failed", "timeout", "cancelled"})
 RESERVED_S = 10.0  # a reserved task is looked at by a router after that
@@ -147,7 +148,7 @@ class Tasks:
         names = [base, f"{base}:tasks", keys.due(listed), keys.task(listed, task.task_id)]
         names += [keys.send(listed, name) for name in task.names]
         look_at = int(min(now + RESERVED_S, task.deadline) * 1000)
-        ttl_ms = int((task.latest - now) * 1000) + self._kept_ms
+        ttl_ms = int((task.latest - now) * 1000) + self._grace_ms + self._kept_ms
         args: list[Argument] = [
             new_epoch(now), self._session_ttl_ms, task.user, task.task_id, task.fingerprint,
             self._names_kept_s, task.policy, self._most, look_at, ttl_ms,
@@ -156,13 +157,26 @@ class Tasks:
         ]  # fmt: skip
         for field in task.fields.items():
             args += field
-        # Side by side: the routers know of it before anybody could die with it.
-        told, (kind, *rest) = await asyncio.gather(
-            self._store.call("ZADD", keys.due_lists, "LT", look_at, listed),
-            self._store.script(ACCEPT, names, args),
+        kind, *rest = await self._announced(listed, look_at, ACCEPT, names, args)
+        return _accepted(kind.decode(), rest)
+
+    async def _announced(
+        self, listed: str, look_at: int, script: Script, names: list[str], args: list[Argument]
+    ) -> Any:
+        """Run a script that makes a task of a list due.
+
+        The routers know of it before anybody could die with it, and are told once more: one may have looked
+        at the list between the two, and have put it off again.
+        """
+        told, reply = await asyncio.gather(
+            self._store.call("ZADD", self._keys.due_lists, "LT", look_at, listed),
+            self._store.script(script, names, args),
         )
         del told
-        return _accepted(kind.decode(), rest)
+        with suppress(RedisUnavailable):
+            again = self._store.call("ZADD", self._keys.due_lists, "LT", look_at, listed)
+            again.add_done_callback(forget)
+        return reply
 
     async def settle(self, callback_list: str, due: Due, *, pushed: bool) -> None:
         """Note what became of a task that was only reserved."""
@@ -218,17 +232,15 @@ class Tasks:
         base = keys.session(listed, found.fields.get("session_id", ""))
         names = [keys.task(listed, task_id), keys.due(listed), base]
         look_at = int((time.time() + _CANCEL_S) * 1000)
-        told, reply = await asyncio.gather(
-            self._store.call("ZADD", keys.due_lists, "LT", look_at, listed),
-            self._store.script(CANCEL, names, [task_id, user, reason, look_at, *_DUE_FIELDS[1:]]),
-        )
-        del told
+        args: list[Argument] = [task_id, user, reason, look_at, *_DUE_FIELDS[1:]]
+        reply = await self._announced(listed, look_at, CANCEL, names, args)
         status, *rest = (part.decode("utf-8", "replace") for part in reply)
         if status == "unknown":
             raise UnknownTask
         if status == "not_yours":
             raise NotYours
-        return Due(task_id, status, *rest)._replace(reason=reason)
+        due = Due(task_id, status, *rest)
+        return due if status == "cancelling" else due._replace(reason=reason)
 
     async def end(self, callback_list: str, entry: Entry, wanted: str, now: float) -> str:
         """End a task that the AES does not end.
@@ -263,14 +275,25 @@ class Tasks:
         Raises:
             RedisUnavailable: Redis did not answer.
         """
-        args: list[Argument] = [
-            self._keys.task(callback_list, ""), _TASKS_A_LOOK, int(_LOOK_AGAIN_S * 1000), *_DUE_FIELDS
-        ]  # fmt: skip
-        following, *told = await self._store.script(DUE, [self._keys.due(callback_list)], args)
-        texts = [part.decode("utf-8", "replace") for part in told]
-        size = 1 + len(_DUE_FIELDS)
-        found = [Due(*texts[at : at + size]) for at in range(0, len(texts), size)]
+        key, args = self._keys.due(callback_list), [_TASKS_A_LOOK, int(_LOOK_AGAIN_S * 1000)]
+        following, *ids = await self._store.script(DUE, [key], list[Argument](args))
+        reads = [
+            self._store.call("HMGET", self._keys.task(callback_list, _text(task)), *_DUE_FIELDS)
+            for task in ids
+        ]
+        records = await asyncio.gather(*reads)
+        told = [
+            Due(*(_text(part) for part in (task, *record))) for task, record in zip(ids, records, strict=True)
+        ]
+        found = [due for due in told if due.status and due.status not in ENDED]
+        gone = [due.task_id for due in told if not due.status or due.status in ENDED]
+        if gone:
+            await self._store.call("ZREM", key, *gone)
         return int(following) / 1000 if following else None, found
+
+
+def _text(reply: bytes | None) -> str:
+    return "" if reply is None else reply.decode("utf-8", "replace")
 
 
 def _accepted(kind: str, rest: list[Any]) -> Reserved | Duplicate:

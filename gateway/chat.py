@@ -108,7 +108,8 @@ def context_id(context: Context) -> str:
 
 def fingerprint(context: Context, body: ChatBody) -> str:
     """Of what is sent: two that differ may not be sent under one ``Idempotency-Key``."""
-    said = (body.message, body.message_type, body.user_info, body.max_iterations, context_id(context))
+    about = (context_id(context), context.agent_id, context.collection_id)
+    said = (body.message, body.message_type, body.user_info, body.max_iterations, about)
     return blake2b(msgspec.json.encode(said, order="sorted"), digest_size=16).hexdigest()
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from backplane.errors import InvalidId
+from backplane.errors import InvalidId, RedisUnavailable
 from backplane.keys import check_id
 from backplane.log import Logger
 from backplane.settings import Settings
@@ -17,7 +17,7 @@ from gateway.auth import Authenticator
 from gateway.chat import Context
 from gateway.close_codes import CloseCode
 from gateway.connection import Connection
-from gateway.errors import ClientError
+from gateway.errors import ClientError, redis_unavailable
 from gateway.frames import Binary, TooLarge
 from gateway.identity import Identity, Stated, renewed
 from gateway.pace import take
@@ -183,6 +183,8 @@ class Conversation:
             answer = await work
         except ClientError as error:
             self._tell(connection, error, ref)
+        except RedisUnavailable:
+            self._tell(connection, redis_unavailable(), ref)
         except Exception:  # noqa: BLE001  # a task's boundary: the client is told, the traceback is logged
             self._log.exception("message_failed", connection_id=connection.connection_id)
             detail = "a mistake of ours; it has been logged"

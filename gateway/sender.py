@@ -81,13 +81,15 @@ class Sender:
             if isinstance(accepted, Duplicate):
                 await self._refund(identity, charged)
                 task = task._replace(task_id=accepted.task_id, deadline=accepted.deadline or task.deadline)
-            if isinstance(accepted, Reserved) or accepted.status == "reserved":
-                await self._push(identity, context, body, charged, task, now)
+                if accepted.status == "reserved":
+                    await self._push(identity, context, body, task, now)
+            else:
+                self._desk.finish(callbacks, identity.tenant_id, accepted.interrupted)
+                await self._push_first(identity, context, body, charged, task, now)
         except RedisUnavailable:
             raise redis_unavailable() from None
         if isinstance(accepted, Reserved):
             self.accepted += 1
-            self._desk.finish(callbacks, identity.tenant_id, accepted.interrupted)
         else:
             self.duplicates += 1
         headers = () if charged is None else rate_headers(charged.standings)
@@ -174,7 +176,7 @@ class Sender:
                 identity.tenant_id, identity.session_id, self._quotas[identity.tenant_tier]
             )
 
-    async def _push(
+    async def _push_first(
         self,
         identity: Identity,
         context: Context,
@@ -182,6 +184,16 @@ class Sender:
         charged: Charged | None,
         task: NewTask,
         now: float,
+    ) -> None:
+        """Push the action of a task that this send has reserved; or take all back."""
+        try:
+            await self._push(identity, context, body, task, now)
+        except ClientError:
+            if await self._undo(identity, charged, task):
+                raise
+
+    async def _push(
+        self, identity: Identity, context: Context, body: ChatBody, task: NewTask, now: float
     ) -> None:
         queue_name = task.fields["queue"]
         action = build_action(
@@ -191,7 +203,6 @@ class Sender:
         try:
             pushed = await self._queue.push(queue_name, task.task_id, "run", action)
         except QueueFull:
-            await self._undo(identity, charged, task)
             raise ClientError(
                 503,
                 "queue_full",
@@ -199,13 +210,17 @@ class Sender:
                 retry_after_s=5,
             ) from None
         if not pushed:  # this took so long that a router has given the task up
-            await self._undo(identity, charged, task)
             raise redis_unavailable()
 
-    async def _undo(self, identity: Identity, charged: Charged | None, task: NewTask) -> None:
-        await self._refund(identity, charged)
+    async def _undo(self, identity: Identity, charged: Charged | None, task: NewTask) -> bool:
+        """Take a task back; False if the same send, repeated, has pushed it meanwhile."""
         with suppress(RedisUnavailable):  # then a router does it
+            # Voided first: who repeats the send now must not push what is forgotten then.
+            if not await self._queue.void(task.fields["queue"], task.task_id, "run"):
+                return False
             await self._tasks.forget(task)
+        await self._refund(identity, charged)
+        return True
 
 
 def _refusal(error: Exception, task: NewTask) -> ClientError:

@@ -122,9 +122,9 @@ class TaskDesk:
         session_id = found.fields.get("session_id", "")
         if stated.session_id not in (None, session_id):
             raise ClientError(403, "forbidden", f"{stated.names[2]} is not the session of this task")
-        own = stated._replace(
-            session_id=session_id, tenant_tier=stated.tenant_tier or found.fields.get("tier")
-        )
+        # Its tier counts only if nobody says another: the tenant may have changed it since.
+        tier = stated.tenant_tier or grant.tenant_tier or found.fields.get("tier")
+        own = stated._replace(session_id=session_id, tenant_tier=tier)
         return found, settle(grant, own)
 
     async def _named(self, grant: Grant, stated: Stated, message_id: str | None) -> str:

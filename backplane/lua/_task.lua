@@ -56,6 +56,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
     end
     local status, attempt, more = string.match(detail, '^([%a_]+)#?(%d*) ?(.*)$')
     if attempt ~= '' then fields.attempt = attempt end
+    if record[1] == 'reserved' then fields.due = true end  -- so it was pushed, and is waited for until its deadline
     record[1], fields.status = status, status
     if kind == 't' then
       fields.ended = now
@@ -80,10 +81,10 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
       redis.call('HSET', key, unpack(args))
       if fields.ended then
         redis.call('PEXPIRE', key, kept)
-        redis.call('ZREM', active, task)
-        redis.call('ZREM', due, task)
+        redis.pcall('ZREM', active, task)  -- pcall: what is of a wrong type must not block the list
+        redis.pcall('ZREM', due, task)
       elseif later then
-        redis.call('ZADD', due, 'XX', fields.deadline + grace, task)
+        redis.pcall('ZADD', due, 'XX', tonumber(found[task][5] or 0) + grace, task)
       end
     end
     return begun

@@ -51,10 +51,10 @@ if policy == 'interrupt' then
   end
 end
 
+redis.call('ZADD', due, ARGV[10], id)  -- first, as it may be of a wrong type: then nothing has been accepted
+redis.call('ZADD', active, ARGV[10], id)
+redis.call('PEXPIRE', active, ARGV[3])
 for i = 5, #KEYS do redis.call('SET', KEYS[i], id .. ' ' .. ARGV[6], 'EX', ARGV[7]) end
 redis.call('HSET', task, 'status', 'reserved', 'cursor', record[1] .. ':' .. record[2], unpack(ARGV, 12))
 redis.call('PEXPIRE', task, ARGV[11])
-redis.call('ZADD', due, ARGV[10], id)
-redis.call('ZADD', active, ARGV[10], id)
-redis.call('PEXPIRE', active, ARGV[3])
 return {'new', record[1], tonumber(record[2]), unpack(cancelled)}

@@ -24,6 +24,7 @@ from backplane.task_queue import TaskQueue
 from backplane.tasks import Due, Tasks
 
 _LOOK_EVERY_S = 0.2
+_LOOK_AGAIN_S = 2.0
 _PUT_OFF_S = 60.0  # later than any send moves its list to, so that what a send has moved shows
 
 
@@ -55,6 +56,8 @@ class Deadlines:
         self._mine = mine
         self._log = log
         self._all = asyncio.Event()
+        self._all.set()  # the router before this one may have died while it looked
+        self._unfinished = set[bytes]()  # lists that may be put off, and nobody has said until when
         self.timeouts = 0
         self.cancelled = 0
         self.forgotten = 0
@@ -76,32 +79,61 @@ class Deadlines:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _look(self) -> None:
-        until = "+inf" if self._all.is_set() else str(int(time.time() * 1000))
+        everything = self._all.is_set()
         self._all.clear()
-        for name in await self._store.call("ZRANGE", self._keys.due_lists, "-inf", until, "BYSCORE"):
+        until = "+inf" if everything else str(int(time.time() * 1000))
+        try:
+            names = await self._store.call("ZRANGE", self._keys.due_lists, "-inf", until, "BYSCORE")
+        except RedisUnavailable:
+            if everything:
+                self._all.set()
+            raise
+        for name in dict.fromkeys([*names, *self._unfinished]):
             if self._mine(name):
-                await self._look_at(name)
+                await self._try_to_look_at(name)
+            else:
+                self._unfinished.discard(name)
+
+    async def _try_to_look_at(self, name: bytes) -> None:
+        """One list that cannot be looked at, as its server is away, keeps no other one waiting."""
+        self._unfinished.add(name)
+        try:
+            await self._look_at(name)
+        except RedisRefused as error:
+            self._log.error("deadlines_refused", list=name.decode("utf-8", "replace"), reason=str(error))
+        except RedisUnavailable:
+            pass
 
     async def _look_at(self, name: bytes) -> None:
         tenant_id = self._keys.tenant_of(name)
         if tenant_id is None:
             await self._store.call("ZREM", self._keys.due_lists, name)
+            self._unfinished.discard(name)
             return
         put_off = int((time.time() + _PUT_OFF_S) * 1000)
         await self._store.call("ZADD", self._keys.due_lists, "XX", put_off, name)
-        following: float | None = None
         try:
-            while True:
-                following, due = await self._tasks.due(name.decode())
-                for task in due:
-                    await self._see_to(name.decode(), tenant_id, task)
-                if not due:
-                    break
-        finally:
-            next_at = "" if following is None else int(following * 1000)
-            await self._store.script(PUT_OFF, [self._keys.due_lists], [name, put_off, next_at])
+            following = await self._see_to_all(name.decode(), tenant_id)
+        except RedisUnavailable:
+            await self._put_off(name, put_off, time.time() + _LOOK_AGAIN_S)
+            raise
+        await self._put_off(name, put_off, following)
 
-    async def _see_to(self, callback_list: str, tenant_id: str, due: Due) -> None:
+    async def _put_off(self, name: bytes, put_off: int, following: float | None) -> None:
+        next_at = "" if following is None else int(following * 1000)
+        await self._store.script(PUT_OFF, [self._keys.due_lists], [name, put_off, next_at])
+        self._unfinished.discard(name)
+
+    async def _see_to_all(self, callback_list: str, tenant_id: str) -> float | None:
+        """See to all tasks of a list that are due; returns when the next one is."""
+        while True:
+            following, due = await self._tasks.due(callback_list)
+            away = [task for task in due if not await self._see_to(callback_list, tenant_id, task)]
+            if away or not due:
+                return following
+
+    async def _see_to(self, callback_list: str, tenant_id: str, due: Due) -> bool:
+        """See to one task; False if a server is away that it needs: perhaps only that of its queue."""
         try:
             if due.status == "reserved":
                 pushed = not await self._queue.void(due.queue, due.task_id, "run")
@@ -115,6 +147,9 @@ class Deadlines:
                 await self._time_out(callback_list, tenant_id, due)
         except RedisRefused as error:
             self._log.error("task_not_ended", tenant_id=tenant_id, task_id=due.task_id, reason=str(error))
+        except RedisUnavailable:
+            return False
+        return True
 
     async def _time_out(self, callback_list: str, tenant_id: str, due: Due) -> None:
         now = time.time()

@@ -151,8 +151,9 @@ def _state(pid: int) -> str:
 def test_a_router_tells_its_health(tmp_path: Path) -> None:
     """Ready while it is woken and serves its lists; alive whatever becomes of Redis."""
     port = free_port()
-    settings = {"ROUTER_PORT": str(port), "PROBE_INTERVAL_S": "0.2"}
-    with Cluster(tmp_path, pods=1, routers=1, appendfsync="always", **settings) as cluster:
+    with Cluster(
+        tmp_path, pods=1, routers=1, appendfsync="always", ROUTER_PORT=str(port), PROBE_INTERVAL_S="0.2"
+    ) as cluster:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: get(f"{url}/readyz")[0] == 200, "the router is ready")
         assert get(f"{url}/health/detailed")[1]["lookout"] is True
@@ -166,8 +167,10 @@ def test_a_router_tells_its_health(tmp_path: Path) -> None:
 
 def test_a_hot_tenant_is_spread_over_several_lists(tmp_path: Path) -> None:
     """Each session has one list, of which the AES is told; what comes on another is sent on, in order."""
-    settings = {"CALLBACK_LISTS": "hot=4", "SENDS_PER_MINUTE": "0,0,0,0"}
-    with Cluster(tmp_path, pods=1, routers=2, **settings) as cluster, connected(cluster) as aes:
+    with (
+        Cluster(tmp_path, pods=1, routers=2, unlimited=True, CALLBACK_LISTS="hot=4") as cluster,
+        connected(cluster) as aes,
+    ):
         told: dict[str, str] = {}
         for number in range(12):
             session_id = f"s{number}"
@@ -212,8 +215,10 @@ def test_spreading_a_tenant_keeps_the_sessions_that_it_has(tmp_path: Path) -> No
 def test_lists_that_appear_while_routers_join(tmp_path: Path) -> None:
     """Tenants whose first callback comes while the routers' views differ wait for no sweep."""
     tenants = [f"new-{n}" for n in range(600)]
-    settings = {"SWEEP_INTERVAL_S": "3600", "PRESENCE_INTERVAL_S": "0.3"}
-    with Cluster(tmp_path, pods=1, routers=3, **settings) as cluster, connected(cluster) as aes:
+    with (
+        Cluster(tmp_path, pods=1, routers=3, SWEEP_INTERVAL_S="3600", PRESENCE_INTERVAL_S="0.3") as cluster,
+        connected(cluster) as aes,
+    ):
         for router in cluster.routers[1:]:
             router.stop()
         for n, tenant_id in enumerate(tenants):

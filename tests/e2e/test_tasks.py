@@ -25,9 +25,8 @@ WHO = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Agent-ID": "agent-1"}
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two pods, two routers, and limits that nobody here reaches."""
-    limits = {"SENDS_PER_MINUTE": "0,0,0,0", "SENDS_PER_DAY": "0,0,0,0", "SENDS_PER_SESSION_HOUR": "0,0,0,0"}
     with Cluster(
-        tmp_path_factory.mktemp("cluster"), routers=2, DEADLINE_GRACE_S=str(GRACE_S), **limits
+        tmp_path_factory.mktemp("cluster"), routers=2, DEADLINE_GRACE_S=str(GRACE_S), unlimited=True
     ) as running:
         yield running
 
@@ -41,10 +40,10 @@ def aes(cluster: Cluster) -> Iterator[redis.Redis]:
 
 
 def send(
-    cluster: Cluster, session_id: str, body: Any = None, pod: int = 0, **headers: str
+    cluster: Cluster, session_id: str, body: Any = None, pod: int = 0, key: str = "", timeout: str = ""
 ) -> tuple[int, dict[str, Any]]:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    asked = {**WHO, "X-Session-ID": session_id, **named}
+    more = {"Idempotency-Key": key, "X-Task-Timeout": timeout}
+    asked = {**WHO, "X-Session-ID": session_id, **{name: value for name, value in more.items() if value}}
     url = f"{cluster.pods[pod].url}/api/chat/send"
     return post(url, {"message": "hello"} if body is None else body, headers=asked)
 
@@ -140,7 +139,7 @@ def test_a_silent_aes_ends_in_a_timeout(cluster: Cluster, aes: redis.Redis) -> N
     with open_socket(cluster.pods[0], "silent") as socket:
         assert receive(socket)["type"] == "connection_ack"
         began = time.time()
-        _, sent = send(cluster, "silent", X_Task_Timeout="1")
+        _, sent = send(cluster, "silent", timeout="1")
         action = take(aes)
         assert action["timeout"] == 1
         (ended,) = receive_logged(socket, 1)
@@ -162,7 +161,7 @@ def test_progress_can_ask_for_more_time(cluster: Cluster, aes: redis.Redis) -> N
     """And then the deadline is a later one, which the record tells."""
     with open_socket(cluster.pods[1], "longer") as socket:
         receive(socket)
-        _, sent = send(cluster, "longer", X_Task_Timeout="1")
+        _, sent = send(cluster, "longer", timeout="1")
         action = take(aes)
         progress(aes, action, status="working", timeout=4)
         wait_for(lambda: task_of(cluster, sent["task_id"])["deadline_at"] > sent["deadline_at"], "later")
@@ -231,10 +230,10 @@ def test_what_has_ended_is_not_cancelled(cluster: Cluster, aes: redis.Redis) -> 
 def test_sent_many_times_at_once(cluster: Cluster, aes: redis.Redis, name: str) -> None:
     """On two pods: one task, one action."""
     body = {"message": "hello"} | ({name: "n-1"} if name == "client_message_id" else {})
-    headers = {} if name == "client_message_id" else {"Idempotency_Key": "n-1"}
+    key = "" if name == "client_message_id" else "n-1"
 
     def one(number: int) -> tuple[int, dict[str, Any]]:
-        return send(cluster, f"same-{name}", body, pod=number % 2, **headers)
+        return send(cluster, f"same-{name}", body, pod=number % 2, key=key)
 
     with ThreadPoolExecutor(50) as threads:
         answers = list(threads.map(one, range(50)))
@@ -243,9 +242,9 @@ def test_sent_many_times_at_once(cluster: Cluster, aes: redis.Redis, name: str) 
     assert len({sent["cursor"] for _, sent in answers}) == 1
     assert sorted(sent["duplicate"] for _, sent in answers) == [False] + [True] * 49
     assert aes.llen(QUEUE) == 1
-    status, refused = send(cluster, f"same-{name}", {**body, "message": "other"}, **headers)
+    status, refused = send(cluster, f"same-{name}", {**body, "message": "other"}, key=key)
     assert (status, refused["error_code"]) == (409, "idempotency_conflict")
-    status, elsewhere = send(cluster, f"elsewhere-{name}", body, **headers)
+    status, elsewhere = send(cluster, f"elsewhere-{name}", body, key=key)
     assert (status, elsewhere["duplicate"]) == (200, False)
 
 

@@ -46,6 +46,11 @@ CALLBACKS: tuple[dict[str, Any], ...] = (
         "data": {"delta": "4", "offset": 0, "part": "text"},
     },
     {"session_id": "s-1"},
+    {
+        **_BASE,
+        "action_type": "execution.progress",
+        "data": {"status": "input_required", "timeout": 30.5},
+    },
 )
 """One callback of every shape that the contract names, and the least there can be."""
 
@@ -55,6 +60,7 @@ _CHAT: dict[str, Any] = {
     "user_info": {"name": "Ann", "deep": [{"a": None, "b": [1.5, -0.0, 10**20]}]},
     "max_iterations": 5,
     "client_message_id": "c-1",
+    "busy_policy": "reject",
     "timeout": 20,
     "agent_id": "sales",
     "later": 1,
@@ -66,6 +72,8 @@ MESSAGES: tuple[dict[str, Any], ...] = (
     {"type": "pong", "ref": 7},
     {"type": "ack", "seq": 3},
     {"type": "ack", "seq": 0, "ref": "r", "later": {}},
+    {"type": "cancel", "task_id": "t-1", "reason": "enough", "ref": "r"},
+    {"type": "cancel", "client_message_id": "c-1"},
     {"type": "chat", "message": "hello"},
     {"type": "chat", **_CHAT, "ref": "r"},
 )

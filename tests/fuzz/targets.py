@@ -14,16 +14,18 @@ from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 from uuid import UUID
 
+from backplane.appending import ARGUMENTS_AN_ENTRY
 from backplane.errors import ConfigurationError, InvalidCursor
 from backplane.keys import TIERS, is_id
 from backplane.messages import with_position
 from backplane.position import Batch, parse_cursor
 from backplane.router.dispatch import REASONS
 from backplane.router.transfer import judge
-from backplane.session_log import Live, Replaced, parse_push
+from backplane.session_log import Begun, Live, Piece, Replaced, StreamEnd, parse_push
 from backplane.settings import ENV_PREFIX, Settings, load
+from backplane.tasks import ENDED
 from gateway import handshake, outgoing, protocol
-from gateway.chat import Context, build_action, decode_body
+from gateway.chat import Context, build_action, decode_body, fingerprint, timeout_s
 from gateway.errors import ERROR_CODES, ClientError
 from gateway.frames import MAX_CONTROL_BYTES, Binary, Close, Event, FrameDecoder, Ping, Pong, Text, TooLarge
 from gateway.identity import ANYONE, Identity
@@ -242,12 +244,14 @@ def _check_chat(body: Any, said: Any) -> None:
         IDENTITY,
         Context("sales", headers={"X-Request-Source": "web"}),
         body,
-        task_id=UUID(int=1),
+        task_id="t-1",
         action_id=UUID(int=2),
         queue_name="q",
         callback_queue="c",
         now=NOW,
+        deadline=NOW + timeout_s(_SETTINGS, IDENTITY.tenant_tier, body.timeout),
     )
+    assert len(fingerprint(Context("sales"), body)) == 32
     action = read_json(raw)
     assert action.keys() >= _ACTION_KEYS
     assert action["execution_context"].keys() >= _CONTEXT_KEYS
@@ -263,6 +267,7 @@ def _check_chat(body: Any, said: Any) -> None:
 # Callbacks.
 
 _LARGEST = 1024 * 1024
+_LONGEST_EXTENSION_MS = 7 * 86_400_000
 _NEIGHBOUR = b'{"session_id": "neighbour", "tenant_id": "acme", "status": "completed"}'
 _MESSAGE_KEYS = [
     "timestamp", "type", "task_id", "session_id", "tenant_id", "tenant_tier", "data", "metadata",
@@ -283,9 +288,9 @@ def _judge(raw: bytes) -> None:
     moves = judge([raw, _NEIGHBOUR, raw], TENANT, AT, _LARGEST)
     assert not moves.mistakes, moves.mistakes[0]
     entries: dict[Any, tuple[Any, ...]] = {
-        position: (session_id, digest, body)
+        flat[start]: (session_id, *flat[start + 1 : start + ARGUMENTS_AN_ENTRY])
         for session_id, flat in moves.sessions.items()
-        for position, digest, body in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+        for start in range(0, len(flat), ARGUMENTS_AN_ENTRY)
     }
     assert entries.pop(1)[0] == "neighbour"
     if moves.dead:
@@ -298,28 +303,66 @@ def _judge(raw: bytes) -> None:
         return
     assert entries.pop(0) == entries[2], "a copy is not known as one"
     _check_entry(raw, *entries.pop(2))
+    assert not entries
 
 
 @unless_too_deep
-def _check_entry(raw: bytes, session_id: str, digest: bytes, body: bytes) -> None:
+def _check_entry(
+    raw: bytes, session_id: str, digest: bytes, body: bytes, kind: str, task_id: str, detail: str | bytes
+) -> None:
     assert is_id(session_id)
-    whole = with_position(body, "e1", 7) if digest else body
+    if kind == "c":
+        assert digest == b""
+        _check_piece(body, task_id, str(detail))
+        return
+    whole = with_position(body, "e1", 7)
     assert b"\n" not in whole
     assert b"\r" not in whole
     message = read_json(whole)
     assert list(message) == _MESSAGE_KEYS
-    assert message["metadata"] == ({"epoch": "e1", "seq": 7} if digest else {})
-    assert len(digest) == (0 if message["type"] == "agent_chunk" else 12)
-    assert message["type"] in {"agent_response", "error", "task_update", "agent_chunk"}
+    assert message["metadata"] == {"epoch": "e1", "seq": 7}
+    assert len(digest) == 12
+    assert message["type"] in {"agent_response", "error", "task_update"}
     assert (message["timestamp"], message["session_id"], message["tenant_id"]) == (AT, session_id, TENANT)
     assert message["tenant_tier"] in {None, *TIERS}
     assert message["data"]["task_id"] == message["task_id"]
     assert message["task_id"] is None or is_id(message["task_id"])
+    _check_task(message, kind, task_id, detail)
     said = read_loosely(raw)
     if isinstance(said, dict):
         assert said["session_id"] == session_id
         assert said.get("tenant_id") in {None, TENANT}, "another tenant's"
         assert said.get("task_id") == message["task_id"]
+
+
+def _check_piece(body: bytes, task_id: str, detail: str) -> None:
+    """What the scripts take apart and put together again without reading it."""
+    attempt, part, offset, chars = detail.split(" ")
+    delta = read_json(b'"%b"' % body)
+    assert (len(delta), b"\n" in body, part in {"text", "reasoning"}) == (int(chars), False, True)
+    assert int(attempt) >= 1
+    assert int(offset) >= 0
+    assert is_id(task_id)
+
+
+def _check_task(message: Any, kind: str, task_id: str, detail: str | bytes) -> None:
+    """What the scripts note with the task is what its client is told."""
+    if kind == "":
+        assert (task_id, detail) == ("", "")
+        assert message["task_id"] is None
+        return
+    assert task_id == message["task_id"]
+    status, _, more = (detail if isinstance(detail, bytes) else detail.encode()).partition(b" ")
+    status, _, attempt = status.partition(b"#")
+    assert attempt == b"" or int(attempt) >= 1
+    if kind == "p":
+        assert message["type"] == "task_update"
+        assert status in {b"working", b"input_required"}
+        assert more == b"" or 0 <= int(more) <= _LONGEST_EXTENSION_MS
+        return
+    assert (kind, message["type"] in {"agent_response", "error"}) == ("t", True)
+    assert status.decode() == message["data"]["status"] in ENDED
+    assert more == b"" or (len(more) <= 4_096 and isinstance(read_json(more), dict))
 
 
 # Cursors, pushes, settings.
@@ -348,6 +391,14 @@ def push(data: bytes) -> None:
         assert data.partition(b"\n")[::2] == (b"~", said.frame)
     elif isinstance(said, Replaced):
         assert data[:1] == b"!"
+    elif isinstance(said, Piece):
+        head = f"+{said.task_id} {said.attempt} {said.part} "
+        assert data.startswith(head.encode())
+        assert data.partition(b"\n")[2] == said.inner
+        assert is_id(said.task_id)
+    elif isinstance(said, StreamEnd | Begun):
+        assert data.rstrip(b"\n")[1:] == said.task_id.encode()
+        assert is_id(said.task_id)
     else:
         assert isinstance(said, Batch)
         assert said.entries

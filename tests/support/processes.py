@@ -24,6 +24,9 @@ from gateway.tokens import issue_token
 READY_TIMEOUT_S = 20.0
 
 
+_SEND_LIMITS = ("SENDS_PER_MINUTE", "SENDS_PER_DAY", "SENDS_PER_SESSION_HOUR")
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as probe:
@@ -151,13 +154,23 @@ class Cluster:
 
     Args:
         folder: for data and logs.
+        unlimited: nobody's sends are limited.
         appendfsync: ``always`` for tests that restart Valkey; it costs a disk write per command.
         settings: further ``ORCHESTRATOR_*`` settings, without the prefix.
     """
 
     def __init__(
-        self, folder: Path, *, pods: int = 2, routers: int = 1, appendfsync: str = "everysec", **settings: str
+        self,
+        folder: Path,
+        *,
+        pods: int = 2,
+        routers: int = 1,
+        unlimited: bool = False,
+        appendfsync: str = "everysec",
+        **settings: str,
     ) -> None:
+        if unlimited:
+            settings = dict.fromkeys(_SEND_LIMITS, "0,0,0,0") | settings
         self.redis_port = free_port()
         self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
         environ = {

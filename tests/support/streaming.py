@@ -2,8 +2,9 @@
 
     python -m tests.support.streaming [--answers 200] [--tokens 2000] [--rate 40] [--drops 5] [--kills 3]
 
-A client puts the pieces of its answer together, comes back after each drop, on any pod, and is right if at the end of
-the stream it has what the agent said, character by character. Prints the accounting and fails unless all are right.
+A client puts the pieces of its answer together, comes back after each drop, on any pod, and is right if at
+the end of the stream it has what the agent said, character by character. Prints the accounting and fails
+unless all are right.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from tests.support.processes import Cluster, wait_for
+from tests.support.processes import Cluster
 
 _TENANTS = 10
 _WORDS = (
@@ -43,7 +44,6 @@ _WORDS = (
     " of",
     " text. ",
 )
-_LIMITS = {"SENDS_PER_MINUTE": "0,0,0,0", "SENDS_PER_DAY": "0,0,0,0", "SENDS_PER_SESSION_HOUR": "0,0,0,0"}
 
 
 @dataclass
@@ -197,31 +197,31 @@ async def run(count: int, tokens: int, rate: float, drops: int, kills: int, seed
     length_s = tokens / rate
     with (
         tempfile.TemporaryDirectory() as folder,
-        Cluster(Path(folder), pods=3, routers=2, **_LIMITS) as cluster,
+        Cluster(Path(folder), pods=3, routers=2, unlimited=True) as cluster,
+        redis.Redis(port=cluster.redis_port) as plain,
     ):
-        with redis.Redis(port=cluster.redis_port) as plain:
-            before = plain.info("commandstats")
-            async with Redis(port=cluster.redis_port) as aes:
-                readers = [
-                    asyncio.create_task(read(cluster, answer, drops, length_s, random.Random(seed + n)))
-                    for n, answer in enumerate(answers)
-                ]
-                await asyncio.sleep(1.0)
-                cpu = sum(process.cpu_s() for process in (*cluster.pods, *cluster.routers))
-                killing = asyncio.create_task(kill(cluster, kills, length_s, choose))
-                took = await speak(aes, answers, rate)
-                cpu = sum(process.cpu_s() for process in (*cluster.pods, *cluster.routers)) - cpu
-                killed = await killing
-                async with asyncio.timeout(60):
-                    await asyncio.gather(*readers)
-            after = plain.info("commandstats")
-            left = len(plain.keys("*:text")) + len(plain.keys("*:stream"))
+        before = plain.info("commandstats")
+        async with Redis(port=cluster.redis_port) as aes:
+            readers = [
+                asyncio.create_task(read(cluster, answer, drops, length_s, random.Random(seed + n)))
+                for n, answer in enumerate(answers)
+            ]
+            await asyncio.sleep(1.0)
+            cpu = _cpu_s(cluster)
+            killing = asyncio.create_task(kill(cluster, kills, length_s, choose))
+            took = await speak(aes, answers, rate)
+            cpu = _cpu_s(cluster) - cpu
+            killed = await killing
+            async with asyncio.timeout(60):
+                await asyncio.gather(*readers)
+        after = plain.info("commandstats")
+        left = len(plain.keys("*:text")) + len(plain.keys("*:stream"))
     text = sum(len(answer.source.encode()) for answer in answers)
     pieces = sum(answer.piece_bytes for answer in answers)
     writes = _calls(after, before, "append") + _calls(after, before, "hset")
     print(
-        f"answers={count} tokens={tokens} seconds={took:.1f} drops={sum(a.drops for a in answers)} kills={killed} "
-        f"snapshots={sum(a.snapshots for a in answers)} wrong={len(wrong(answers))} "
+        f"answers={count} tokens={tokens} seconds={took:.1f} drops={sum(a.drops for a in answers)} "
+        f"kills={killed} snapshots={sum(a.snapshots for a in answers)} wrong={len(wrong(answers))} "
         f"offsets_wrong={sum(a.wrong_offsets for a in answers)} left_in_redis={left}\n"
         f"text_bytes={text} piece_bytes={pieces} ({pieces / text:.2f}x) "
         f"wire_bytes={sum(a.wire_bytes for a in answers)} frames={sum(a.pieces for a in answers)} "
@@ -229,6 +229,10 @@ async def run(count: int, tokens: int, rate: float, drops: int, kills: int, seed
         + ("" if kills else f" cpu_us_per_token={cpu / (count * tokens) * 1e6:.0f}")
     )
     return not wrong(answers) and not left
+
+
+def _cpu_s(cluster: Cluster) -> float:
+    return sum(process.cpu_s() for process in (*cluster.pods, *cluster.routers))
 
 
 def _calls(after: Any, before: Any, name: str) -> int:

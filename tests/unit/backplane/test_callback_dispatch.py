@@ -7,15 +7,18 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from hiredis import pack_command
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from backplane.appending import ARGUMENTS_AN_ENTRY, Entry
 from backplane.errors import BadCallback
+from backplane.keys import is_id
 from backplane.messages import with_position
 from backplane.router import dispatch as module
-from backplane.router.dispatch import REASONS, Entry, dispatch
+from backplane.router.dispatch import REASONS, dispatch
 from backplane.router.transfer import judge
 
 TENANT = "acme"
@@ -78,8 +81,9 @@ def _no_constant(name: str) -> None:
 
 def whole(entry: Entry) -> Json:
     """The message as a client gets it; checked for what every message of the contract has."""
-    live = entry.digest == b""
-    sent = entry.body if live else with_position(entry.body, "e1", 7)
+    if entry.kind == "c":
+        return piece(entry)
+    sent = with_position(entry.body, "e1", 7)
     assert b"\n" not in sent
     assert b"\r" not in sent
     message: Json = json.loads(sent.decode(), parse_constant=_no_constant)
@@ -88,10 +92,24 @@ def whole(entry: Entry) -> Json:
     assert message["tenant_id"] == TENANT
     assert message["session_id"] == entry.session_id
     assert message["tenant_tier"] in {None, "free", "advance", "professional", "enterprise"}
-    assert message["metadata"] == ({} if live else {"epoch": "e1", "seq": 7})
-    assert live == (message["type"] == "agent_chunk")
-    assert message["type"] in {"agent_response", "error", "task_update", "agent_chunk"}
+    assert message["metadata"] == {"epoch": "e1", "seq": 7}
+    assert message["type"] in {"agent_response", "error", "task_update"}
     return message
+
+
+def piece(entry: Entry) -> Json:
+    """A piece of an answer, which is in no log; checked for what the scripts rely on."""
+    assert (entry.digest, b"\n" in entry.body) == (b"", False)
+    attempt, part, offset, chars = str(entry.detail).split(" ")
+    delta = json.loads(b'"%b"' % entry.body, parse_constant=_no_constant)
+    assert entry.body == msgspec.json.encode(delta)[1:-1]
+    assert len(delta) == int(chars)
+    assert is_id(entry.task_id)
+    assert int(attempt) >= 1
+    return {
+        "task_id": entry.task_id, "delta": delta, "offset": int(offset), "attempt": int(attempt),
+        "part": part,
+    }  # fmt: skip
 
 
 def sent(callback: Json) -> Json:
@@ -395,26 +413,38 @@ class TestProgress:
 
 class TestChunk:
     def test_the_documented_callback(self) -> None:
-        """An agent_chunk with the contract's keys; it is published and not logged."""
-        message = sent(chunk({"offset": 12, "part": "reasoning"}, attempt=2))
-        assert message["type"] == "agent_chunk"
-        assert message["data"] == {
+        """Its text, and its place in the answer; it is published and not logged."""
+        assert sent(chunk({"offset": 12, "part": "reasoning"}, attempt=2)) == {
             "task_id": "t-1", "delta": "Hello", "offset": 12, "attempt": 2, "part": "reasoning",
         }  # fmt: skip
 
     def test_attempt_and_part_have_defaults(self) -> None:
         """The first attempt's text, unless it says otherwise."""
-        data = sent(chunk({"part": None}, attempt=None))["data"]
+        data = sent(chunk({"part": None}, attempt=None))
         assert (data["attempt"], data["part"]) == (1, "text")
 
     @pytest.mark.parametrize(
         "data",
         [{"delta": None}, {"delta": 1}, {"delta": ["a"]}, {"offset": None}, {"offset": -1}, {"offset": 0.5},
-         {"offset": True}, {"offset": "0"}, {"part": 1}],
+         {"offset": True}, {"offset": "0"}, {"offset": 2**53}, {"part": 1}, {"part": "image"}],
     )  # fmt: skip
     def test_wrong_types_are_refused(self, data: Json) -> None:
         """A chunk that cannot be put in its place is no chunk."""
         assert refusal(chunk(data)) == "wrong_type"
+
+    @pytest.mark.parametrize(
+        "changes", [{"task_id": ...}, {"attempt": 0}, {"attempt": -1}, {"attempt": 2**53}]
+    )
+    def test_of_no_task_or_attempt(self, changes: Json) -> None:
+        """Nobody could tell whose it is."""
+        assert refusal(chunk(**changes)) == "wrong_type"
+
+    @pytest.mark.parametrize(
+        "delta", ["", "w\u00f6rld", "\U0001f680", '"\\/\b\f\n\r\t', "\x00\x1f\x7f", "\u2028"]
+    )
+    def test_any_text(self, delta: str) -> None:
+        """Counted in characters, and kept in one line."""
+        assert sent(chunk({"delta": delta}))["delta"] == delta
 
 
 class TestRefusals:
@@ -564,6 +594,90 @@ def too_deep(raw: bytes) -> bool:
     entry = entry_or_refusal(raw)
     assert isinstance(entry, Entry) or entry in {"not_json", "wrong_type", "no_session"}
     return entry == "not_json"
+
+
+# What is noted with the task.
+
+
+def noted(callback: Json) -> tuple[str, str, str]:
+    entry = dispatch(encode(callback), TENANT, AT)
+    detail = entry.detail.decode() if isinstance(entry.detail, bytes) else entry.detail
+    return entry.kind, entry.task_id, detail
+
+
+def test_an_answer_ends_its_task() -> None:
+    """Its status, and what the task has used, as its message tells it."""
+    kind, task_id, detail = noted(completed())
+    status, _, usage = detail.partition(" ")
+
+    assert (kind, task_id, status) == ("t", "t-1", "completed")
+    assert json.loads(usage) == sent(completed())["data"]["metadata"]
+
+
+@pytest.mark.parametrize("status", ["failed", "timeout", "cancelled"])
+def test_an_error_ends_its_task(status: str) -> None:
+    """Under the status that its message has."""
+    kind, _, detail = noted(failed(status=status))
+
+    assert (kind, detail.split()[0]) == ("t", status)
+
+
+def test_usage_that_is_too_large_is_not_noted() -> None:
+    """The record is not for that; the message has it whole."""
+    callback = completed(tokens_used={"x" * 5_000: 1})
+
+    assert noted(callback) == ("t", "t-1", "completed")
+    assert "x" * 5_000 in sent(callback)["data"]["metadata"]["tokens_used"]
+
+
+@pytest.mark.parametrize(
+    ("data", "detail"),
+    [
+        ({}, "working"),
+        ({"status": "input_required"}, "input_required"),
+        ({"status": "whatever"}, "working"),
+        ({"status": None}, "working"),
+        ({"timeout": 30}, "working 30000"),
+        ({"timeout": 0.5, "status": "input_required"}, "input_required 500"),
+        ({"timeout": 10**30}, "working 604800000"),
+        ({"timeout": 0}, "working"),
+        ({"timeout": -1}, "working"),
+        ({"timeout": True}, "working"),
+        ({"timeout": "30"}, "working"),
+        ({"timeout": None}, "working"),
+        ({"timeout": [30]}, "working"),
+    ],
+    ids=str,
+)
+def test_a_report_says_how_its_task_goes(data: Json, detail: str) -> None:
+    """Its status, one of two, and the time for which it asks; what is no time is none."""
+    assert noted(progress(data)) == ("p", "t-1", detail)
+
+
+@pytest.mark.parametrize("callback", [completed(), failed(), progress()])
+def test_what_is_of_no_task(callback: Json) -> None:
+    """Is noted with none."""
+    assert noted({**callback, "task_id": None}) == ("", "", "")
+
+
+def test_a_piece_of_an_answer_says_where_it_belongs() -> None:
+    """Attempt, part, offset and length."""
+    assert noted(chunk()) == ("c", "t-1", "1 text 0 5")
+
+
+def test_as_the_scripts_take_it() -> None:
+    """So many arguments that the scripts count with, in their order."""
+    assert ARGUMENTS_AN_ENTRY == 6
+    entry = Entry("s-1", b"d", b"{", "t", "t-1", "failed")
+    assert entry.arguments(3) == (3, b"d", b"{", "t", "t-1", "failed")
+    assert Entry("s-1", b"d", b"{").arguments(0) == (0, b"d", b"{", "", "", "")
+
+
+def test_a_batch_names_its_tasks() -> None:
+    """Each callback's, where it has one: a cluster wants the keys before."""
+    batch = [completed(task_id="t-1"), progress(task_id="t-2"), completed(task_id=None), chunk(task_id="t-3")]
+
+    assert judge([encode(one) for one in batch], TENANT, AT, 1_000_000).tasks == ["t-1", "t-2", "t-3"]
 
 
 # A wrong type in every field in turn.
@@ -754,7 +868,9 @@ def test_any_damage(shape: str, damage: list[tuple[int, int]]) -> None:
 def test_a_judged_batch_can_be_sent_to_redis(batch: list[bytes]) -> None:
     """Every callback is moved or buried, and no reason holds what cannot be sent."""
     moves = judge(list(batch), TENANT, AT, 1_000_000)
-    positions = [position for entries in moves.sessions.values() for position in entries[::6]]
+    positions = [
+        position for entries in moves.sessions.values() for position in entries[::ARGUMENTS_AN_ENTRY]
+    ]
     positions += moves.dead[::3]
     assert sorted(map(int, positions)) == list(range(len(batch)))
     assert set(moves.dead[1::3]) <= set(REASONS)
@@ -774,7 +890,7 @@ def test_a_mistake_of_our_own_is_one_dead_letter(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("backplane.router.transfer.dispatch", mistaken)
     moves = judge([encode(completed()), b"bad", encode(failed())], TENANT, AT, 1_000_000)
     assert moves.dead == [1, "router_error", "KeyError: 'surprise'"]
-    assert moves.sessions["s-1"][::6] == [0, 2]
+    assert moves.sessions["s-1"][::ARGUMENTS_AN_ENTRY] == [0, 2]
     assert "surprise" in moves.mistakes[0]
 
 
@@ -783,7 +899,7 @@ def test_an_oversized_callback_is_judged_by_its_size() -> None:
     moves = judge([[2_000_000, b'{"session'], encode(completed())], TENANT, AT, 1_000_000)
     assert moves.dead[:2] == [0, "too_large"]
     assert "2000000" in str(moves.dead[2])
-    assert moves.sessions["s-1"][::6] == [1]
+    assert moves.sessions["s-1"][::ARGUMENTS_AN_ENTRY] == [1]
 
 
 def test_every_reason_is_documented() -> None:

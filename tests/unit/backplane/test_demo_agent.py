@@ -49,7 +49,7 @@ def test_reads_what_the_gateway_pushes() -> None:
     }
     raw = build_action(
         Settings(), identity, Context("sales"), ChatBody("hi"),
-        **cast("Any", ids), queue_name="q", callback_queue=QUEUE, now=NOW,
+        **cast("Any", ids), queue_name="q", callback_queue=QUEUE, now=NOW, deadline=NOW + 300,
     )  # fmt: skip
     assert read_action(raw) == Run(ids["task_id"], "acme", "s-1", QUEUE, "hi", "enterprise", 300)
 

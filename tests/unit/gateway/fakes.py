@@ -9,8 +9,9 @@ from copy import copy
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
+from backplane.appending import Entry
 from backplane.connection_counts import ConnectionCounts, Full, Most, Place
-from backplane.errors import NotYours, RedisRefused, RedisUnavailable
+from backplane.errors import Busy, NameUsed, NotYours, QueueFull, RedisRefused, RedisUnavailable, UnknownTask
 from backplane.keys import ANY_USER
 from backplane.link import Link
 from backplane.log import Logger
@@ -20,10 +21,13 @@ from backplane.scripts import Script
 from backplane.session_log import History, Mark, Page, Resumed, ResumeStatus, SessionLog
 from backplane.slots import Address
 from backplane.store import Store
+from backplane.task_queue import TaskQueue, What
+from backplane.tasks import ENDED, Due, Duplicate, Found, NewTask, Reserved, Tasks
 from gateway.connection import Connection, State
 from gateway.feed import Feed
 from gateway.hub import Hub
 from gateway.identity import Identity
+from gateway.text_stream import envelope
 
 SESSION = "ao:{orchestrator:acme:callbacks}:s:s-1"
 PAGE_ENTRIES = 3
@@ -409,6 +413,10 @@ class FakeSessionLog:
         record = self.record(session)
         del record.entries[: oldest - record.oldest]
 
+    async def ask(self, name: str, work: Callable[[], Any]) -> Any:
+        """Something of a session that is not of its log: answered as all else here is."""
+        return await self._call(name, work)
+
     async def _call(self, name: str, work: Callable[[], Any]) -> Any:
         self.calls.append(name)
         if self.refusal is not None:
@@ -515,6 +523,12 @@ class FakeSessionLog:
         record = self.record(session)
         return Position(record.epoch, record.head) if record.open(user) else None
 
+    async def belongs(self, callback_list: str, session_id: str, user: str) -> bool:
+        """As the real one."""
+        record = self.records.get(f"ao:{{{callback_list}}}:s:{session_id}")
+        owned = record is not None and record.owner
+        return bool(await self._call("belongs", lambda: not owned or user in (owned, ANY_USER)))
+
     async def heads(
         self, sessions: Sequence[str], *, renew: bool = False
     ) -> list[Position | RedisUnavailable | None]:
@@ -554,6 +568,206 @@ class FakeSessionLog:
             await self._call("mark_sent", work)
 
 
+# Tasks.
+
+
+class FakeTasks:
+    """`Tasks` in memory, beside the sessions of a `FakeSessionLog`: gated and refused as that is.
+
+    Attributes:
+        records: by callback list and task.
+        names: task and fingerprint, by callback list and name.
+        ended: the last messages that tasks were given, in order.
+        refusals: what a method raises instead of doing anything, by its name.
+    """
+
+    most = 50
+
+    def __init__(self, log: FakeSessionLog) -> None:
+        self._log = log
+        self.records: dict[tuple[str, str], dict[str, str]] = {}
+        self.names: dict[tuple[str, str], tuple[str, str]] = {}
+        self.ended: list[Entry] = []
+        self.refusals: dict[str, Exception] = {}
+
+    def as_tasks(self) -> Tasks:
+        """Itself, under the type that the parts ask for."""
+        return cast("Tasks", self)
+
+    def status(self, task_id: str) -> str:
+        """Of a task, wherever it is; empty if there is no record."""
+        return next((fields["status"] for (_, one), fields in self.records.items() if one == task_id), "")
+
+    async def _do(self, name: str, work: Callable[[], Any]) -> Any:
+        if name in self.refusals:
+            raise self.refusals[name]
+        return await self._log.ask(name, work)
+
+    def _session(self, callback_list: str, session_id: str) -> Record:
+        return self._log.record(f"ao:{{{callback_list}}}:s:{session_id}")
+
+    async def accept(self, task: NewTask, now: float) -> Reserved | Duplicate:
+        """As ``lua/accept.lua``."""
+        told = await self._do("accept", lambda: self._accept(task, now))
+        if isinstance(told, Exception):
+            raise told
+        return cast("Reserved | Duplicate", told)
+
+    def _accept(self, task: NewTask, now: float) -> Reserved | Duplicate | Exception:
+        listed, session = task.callback_list, self._session(task.callback_list, task.session_id)
+        if not session.open(task.user):
+            return NotYours()
+        for name in task.names:
+            if (listed, name) in self.names:
+                return self._repeated(listed, *self.names[listed, name], task.fingerprint)
+        running = self._running(listed, task.session_id)
+        if len(running) >= self.most or (task.policy == "reject" and running):
+            return Busy(list(running))
+        interrupted = []
+        if task.policy == "interrupt":
+            interrupted = [one for one, fields in running.items() if fields["status"] != "cancelling"]
+            for one in interrupted:
+                running[one] |= {"status": "cancelling", "reason": "interrupted"}
+        position = Position(session.epoch, session.head)
+        self.names |= {(listed, name): (task.task_id, task.fingerprint) for name in task.names}
+        self.records[listed, task.task_id] = {
+            "status": "reserved",
+            "cursor": str(position),
+            "session_id": task.session_id,
+            "accepted": str(int(now * 1000)),
+            "deadline": str(int(task.deadline * 1000)),
+            "latest": str(int(task.latest * 1000)),
+            "names": " ".join(task.names),
+            **task.fields,
+        }
+        return Reserved(position, interrupted)
+
+    def _repeated(self, listed: str, task_id: str, known: str, fingerprint: str) -> Duplicate | NameUsed:
+        if known != fingerprint:
+            return NameUsed(task_id)
+        fields = self.records.get((listed, task_id))
+        if fields is None:
+            return Duplicate(task_id, "", None, "")
+        return Duplicate(task_id, fields["status"], int(fields["deadline"]) / 1000, fields["cursor"])
+
+    def _running(self, listed: str, session_id: str) -> dict[str, dict[str, str]]:
+        return {
+            task_id: fields
+            for (where, task_id), fields in self.records.items()
+            if where == listed and fields["session_id"] == session_id and fields["status"] not in ENDED
+        }
+
+    async def settle(self, callback_list: str, due: Due, *, pushed: bool) -> None:
+        """As ``lua/settle.lua``."""
+        await self._do("settle", lambda: self._settle(callback_list, due, pushed))
+
+    def _settle(self, listed: str, due: Due, pushed: bool) -> None:
+        fields = self.records.get((listed, due.task_id), {})
+        if fields.get("status") != "reserved":
+            return
+        if pushed:
+            fields["status"] = "queued"
+            return
+        del self.records[listed, due.task_id]
+        for name in due.names.split():
+            if self.names.get((listed, name), ("",))[0] == due.task_id:
+                del self.names[listed, name]
+
+    async def forget(self, task: NewTask) -> None:
+        """As the real one."""
+        due = Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
+        await self.settle(task.callback_list, due, pushed=False)
+
+    async def find(self, tenant_id: str, task_id: str) -> Found | None:
+        """As with the settings' defaults: a tenant has one list."""
+        listed = await self._log.callback_list(tenant_id, "")
+        fields = await self._do("find", lambda: self.records.get((listed, task_id)))
+        return None if fields is None else Found(listed, dict(fields))
+
+    async def named(self, tenant_id: str, name: str) -> str | None:
+        """As the real one."""
+        listed = await self._log.callback_list(tenant_id, "")
+        return cast("str | None", await self._do("named", lambda: self.names.get((listed, name), (None,))[0]))
+
+    async def begin_cancel(self, found: Found, task_id: str, user: str, reason: str) -> Due:
+        """As ``lua/cancel.lua``."""
+        told = await self._do("begin_cancel", lambda: self._begin_cancel(found, task_id, user, reason))
+        if isinstance(told, Exception):
+            raise told
+        return cast("Due", told)
+
+    def _begin_cancel(self, found: Found, task_id: str, user: str, reason: str) -> Due | Exception:
+        fields = self.records.get((found.callback_list, task_id))
+        if fields is None:
+            return UnknownTask()
+        owner = self._session(found.callback_list, fields["session_id"]).owner
+        if owner and user not in (owner, ANY_USER):
+            return NotYours()
+        due = Due(task_id, **{name: fields.get(name, "") for name in Due._fields[1:]})
+        if due.status not in ENDED and due.status != "cancelling":
+            fields |= {"status": "cancelling", "reason": reason}
+        return due._replace(reason=reason)
+
+    async def end(self, callback_list: str, entry: Entry, wanted: str, now: float) -> str:
+        """As ``lua/end_task.lua``."""
+        return str(await self._do("end", lambda: self._end(callback_list, entry, wanted, now)))
+
+    def _end(self, listed: str, entry: Entry, wanted: str, now: float) -> str:
+        fields = self.records.get((listed, entry.task_id))
+        status = "unknown" if fields is None else fields["status"]
+        if fields is None or status in ENDED or (wanted or status) != status:
+            return status
+        if not wanted and (status == "cancelling" or now * 1000 < int(fields["deadline"])):
+            return status
+        fields |= {"status": str(entry.detail), "ended": str(int(now * 1000))}
+        self.ended.append(entry)
+        return ""
+
+
+class FakeQueue:
+    """The actions queues, in memory; ``gate`` holds pushes back.
+
+    Attributes:
+        pushed: queue and action, in order.
+        marks: ``pushed`` or ``void``, by queue, task and what the action does.
+    """
+
+    def __init__(self) -> None:
+        self.pushed: list[tuple[str, bytes]] = []
+        self.marks: dict[tuple[str, str, What], str] = {}
+        self.refusal: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def as_queue(self) -> TaskQueue:
+        """Itself, under the type that the parts ask for."""
+        return cast("TaskQueue", self)
+
+    @property
+    def actions(self) -> list[dict[str, Any]]:
+        """What was pushed, as the AES reads it."""
+        return [json.loads(action) for _queue_name, action in self.pushed]
+
+    async def push(self, queue_name: str, task_id: str, what: What, action: bytes) -> bool:
+        """As ``lua/enqueue.lua``."""
+        await self.gate.wait()
+        mark = self.marks.get((queue_name, task_id, what))
+        if self.refusal is not None and not (mark and isinstance(self.refusal, QueueFull)):
+            raise self.refusal
+        if mark is None:
+            self.marks[queue_name, task_id, what] = "pushed"
+            self.pushed.append((queue_name, action))
+        return mark != "void"
+
+    async def void(self, queue_name: str, task_id: str, what: What) -> bool:
+        """As ``lua/enqueue.lua``."""
+        return self.marks.setdefault((queue_name, task_id, what), "void") == "void"
+
+    async def length(self, queue_name: str) -> int:
+        """As the real one."""
+        return len([name for name, _action in self.pushed if name == queue_name])
+
+
 # Sockets.
 
 
@@ -578,6 +792,11 @@ class FakeSocket:
         self.written: list[bytes] = []
         self.restarts: list[str] = []
         self.replacements = 0
+
+    @property
+    def envelope(self) -> bytes:
+        """Of session s-1 of tenant acme."""
+        return envelope("s-1", "acme", "free")
 
     @property
     def sent(self) -> int | None:

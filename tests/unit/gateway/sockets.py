@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections import Counter
@@ -12,7 +11,6 @@ from typing import Any, cast
 
 from backplane.ownership import Owned, Ownership
 from backplane.settings import Settings
-from backplane.task_queue import TaskQueue
 from gateway.access import AgentAccess
 from gateway.admission import Admission
 from gateway.auth import Authenticator
@@ -23,6 +21,7 @@ from gateway.hub import Hub
 from gateway.identity import Grant
 from gateway.origins import Origins
 from gateway.sender import Sender
+from gateway.tasks import TaskDesk
 from gateway.tokens import issue_token
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import (
@@ -30,8 +29,10 @@ from tests.unit.gateway.fakes import (
     FakeCounts,
     FakeLimiter,
     FakeLogger,
+    FakeQueue,
     FakeSessionLog,
     FakeStore,
+    FakeTasks,
     FakeTransport,
     close_codes,
     masked,
@@ -64,22 +65,6 @@ class StubOwnership:
             self.on_rewritten()
 
 
-class StubQueue:
-    """The actions queues, in memory; ``gate`` holds pushes back."""
-
-    def __init__(self) -> None:
-        self.pushed: list[dict[str, Any]] = []
-        self.refusal: Exception | None = None
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def push(self, _queue_name: str, action: bytes) -> None:
-        await self.gate.wait()
-        if self.refusal is not None:
-            raise self.refusal
-        self.pushed.append(json.loads(action))
-
-
 class Pod:
     """Everything that sockets need."""
 
@@ -87,7 +72,7 @@ class Pod:
         self.settings = Settings(**{"auth": "none", **settings})
         self.log = FakeSessionLog()
         self.logger = FakeLogger()
-        self.queue = StubQueue()
+        self.queue, self.tasks = FakeQueue(), FakeTasks(self.log)
         self.now = 0.0  # of the limits
         self.ownership = StubOwnership()
         self.health = SimpleNamespace(draining=False, deaf_to=lambda _session: False)
@@ -98,15 +83,20 @@ class Pod:
         self.refused = Counter[str]()
         self.revoked: Callable[[Grant], bool] = lambda _grant: False
         authenticator = Authenticator(self.settings, self._is_revoked, logger)
+        self.desk = TaskDesk(self.tasks.as_tasks(), self.queue.as_queue(), self.log.as_log(), logger)
         sender = Sender(
             self.settings,
             keys,
             self.log.as_log(),
-            cast("TaskQueue", self.queue),
+            self.queue.as_queue(),
+            self.tasks.as_tasks(),
+            self.desk,
             self.limiter.as_limiter(),
             AgentAccess(self.settings, logger),
         )
-        self.conversation = Conversation(self.settings, authenticator, sender, self.refused, logger)
+        self.conversation = Conversation(
+            self.settings, authenticator, sender, self.desk, self.refused, logger
+        )
         self.admission = Admission(
             self.settings, self.counts.as_counts(), self.limiter.as_limiter(), lambda: self.now
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import httpx
@@ -12,7 +13,12 @@ from gateway.app import build_admin_app, build_app
 from tests.unit.gateway.web import BODY, StubPod, check_problem, client_of, with_tokens
 
 HEALTH = ["/health", "/livez", "/readyz"]
-CLIENTS = [("POST", "/api/chat/send"), ("GET", "/api/chat/sessions/s-1/messages")]
+CLIENTS = [
+    ("POST", "/api/chat/send"),
+    ("GET", "/api/chat/sessions/s-1/messages"),
+    ("GET", "/api/chat/tasks/t-1"),
+    ("POST", "/api/chat/tasks/t-1/cancel"),
+]
 OPERATORS = [
     ("GET", "/health/detailed"),
     ("GET", "/ws/stats"),
@@ -76,8 +82,9 @@ def test_every_address_was_thought_of() -> None:
         return {route.path for route in app.routes if isinstance(route, Route)}
 
     def known(some: list[tuple[str, str]]) -> set[str]:
+        fields = {"/s-1": "/{session_id}", "/t-1": "/{task_id}", "/acme": "/{tenant_id}"}
         names = {path for _method, path in some}
-        return {path.replace("s-1", "{session_id}").replace("acme", "{tenant_id}") for path in names}
+        return {reduce(lambda path, one: path.replace(*one), fields.items(), path) for path in names}
 
     apart = with_tokens(admin_port=9_000).as_pod()
     assert paths(build_app(apart)) == {*HEALTH, *known(CLIENTS)}

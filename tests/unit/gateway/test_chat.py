@@ -39,17 +39,19 @@ def action(
     context: Context | None = None,
     chat: ChatBody | None = None,
     settings: Settings | None = None,
+    timeout: float = 20,
 ) -> dict[str, Any]:
     made = build_action(
         settings or Settings(),
         identity,
         context or Context("sales", headers={"X-Request-Source": "web"}),
         chat or ChatBody("hello"),
-        task_id=UUID(int=1),
+        task_id="t-1",
         action_id=UUID(int=2),
         queue_name=QUEUE,
         callback_queue="orchestrator:acme:callbacks",
         now=NOW,
+        deadline=NOW + timeout,
     )
     decoded: dict[str, Any] = json.loads(made)
     return decoded
@@ -60,7 +62,7 @@ def action(
 
 def test_a_message_is_enough() -> None:
     """Everything else has a default."""
-    assert decode_body(body()) == ChatBody("hello", "text", {}, None, None, None, None)
+    assert decode_body(body()) == ChatBody("hello", "text", {}, None, None, None, None, None)
 
 
 def test_everything_is_read() -> None:
@@ -70,6 +72,7 @@ def test_everything_is_read() -> None:
         "user_info": {"name": "Ann", "deep": [{"a": None}]},
         "max_iterations": 5,
         "client_message_id": "c-1",
+        "busy_policy": "interrupt",
         "timeout": 20,
     }
     assert decode_body(body(**fields, later=1)) == ChatBody("hello", **fields)  # type: ignore[arg-type]
@@ -108,6 +111,9 @@ def test_length_is_counted_in_characters(text: str) -> None:
         {"timeout": -1},
         {"timeout": 0.5},
         {"timeout": "20"},
+        {"busy_policy": "queue"},
+        {"busy_policy": ""},
+        {"busy_policy": 1},
         {"agent_id": 5},
     ],
     ids=lambda wrong: str(wrong)[:40],
@@ -313,14 +319,14 @@ def test_timeouts_are_settings() -> None:
 
 def test_action_has_the_contracts_fields() -> None:
     """Every field of the contract's section 1 is there, with its type: the AES cannot be changed."""
-    made = action(chat=ChatBody("hello", user_info={"name": "Ann"}, max_iterations=4, timeout=20))
+    made = action(chat=ChatBody("hello", user_info={"name": "Ann"}, max_iterations=4))
     base = {"tenant_id": "acme", "tenant_tier": "advance", "session_id": "s-1"}
     at = "2026-01-31T12:00:00.250000+00:00"
 
     assert made == {
         "action_id": str(UUID(int=2)),
         "action_type": "execution.agent_run",
-        "task_id": str(UUID(int=1)),
+        "task_id": "t-1",
         **base,
         "execution_context": {
             "context_id": "agent-sales",
@@ -362,17 +368,15 @@ def test_action_of_the_least_that_can_be_sent() -> None:
     assert made["max_iterations"] is None
     assert made["message_type"] == "text"
     assert made["user_info"] == {}
-    assert made["timeout"] == 30
     assert made["metadata"] == {"headers": {}, "created_at": made["timestamp"]}
 
 
 @pytest.mark.parametrize(("tier", "priority"), list(zip(TIERS, (4, 3, 2, 1), strict=True)))
 def test_action_of_each_tier(tier: str, priority: int) -> None:
-    """A tier's priority and time are its own."""
+    """A tier's priority is its own."""
     made = action(identity=Identity("acme", tier, "s-1", None, None, ANYONE))
 
     assert made["queue_metadata"]["tier_priority"] == priority
-    assert made["timeout"] == Settings().for_tier("task_timeout_s", tier)
     assert made["tenant_tier"] == made["execution_context"]["tenant_tier"] == tier
 
 
@@ -407,12 +411,18 @@ def test_action_passes_on_what_belongs_to_it() -> None:
 
 
 def test_action_tells_its_deadline() -> None:
-    """The deadline is the time of sending and the timeout, in one clock with a zone."""
-    made = action(chat=ChatBody("hello", timeout=7))
+    """In one clock with a zone; what is left until then in whole seconds, of which there is always one."""
+    made = action(timeout=7)
     sent, deadline = (datetime.fromisoformat(made[name]) for name in ("timestamp", "deadline_at"))
 
     assert sent == datetime.fromtimestamp(NOW, UTC)
     assert deadline - sent == timedelta(seconds=7)
+
+
+@pytest.mark.parametrize(("left_s", "timeout"), [(7, 7), (6.996, 7), (6.4, 6), (0.4, 1), (0, 1), (-3, 1)])
+def test_the_time_that_is_left(left_s: float, timeout: int) -> None:
+    """An action that is pushed again later has less time: whole seconds, and always at least one."""
+    assert action(timeout=left_s)["timeout"] == timeout
 
 
 @pytest.mark.parametrize("number", [2**64, -(2**64), 10**400, 1.5e300])
@@ -434,12 +444,12 @@ def test_texts_get_through(text: str, user_info: dict[str, int]) -> None:
 
 def test_ids_are_those_that_were_given() -> None:
     """The ids are made once, where the answer is: not here."""
-    task_id, action_id = uuid4(), uuid4()
+    task_id, action_id = str(uuid4()), uuid4()
     made = json.loads(
         build_action(
             Settings(), IDENTITY, Context("sales"), ChatBody("hello"),
-            task_id=task_id, action_id=action_id, queue_name=QUEUE, callback_queue="c", now=NOW,
+            task_id=task_id, action_id=action_id, queue_name=QUEUE, callback_queue="c", now=NOW, deadline=NOW,
         )
     )  # fmt: skip
 
-    assert (made["task_id"], made["action_id"]) == (str(task_id), str(action_id))
+    assert (made["task_id"], made["action_id"]) == (task_id, str(action_id))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backplane.errors import RedisUnavailable
 from backplane.rate_limiter import Charged, Standing
 from gateway import auth, conversation
 from gateway.connection import State
@@ -82,6 +83,7 @@ async def test_what_is_ignored_is_not_done(clock: Clock) -> None:
         {"type": "pong"},
         {"type": "chat", "message": "hello", "agent_id": "sales"},
         {"type": "auth", "token": "a.b.c"},
+        {"type": "cancel", "task_id": "t-1"},
         {"type": "dance"},
         {"type": "ack", "seq": 99},
         {"type": "ack", "seq": 0},
@@ -98,8 +100,8 @@ async def test_every_message_counts(clock: Clock, message: dict[str, Any]) -> No
     client.say(type="ping", ref="one more")
     await settle()
 
-    assert (codes(client) or [""])[-1] == "rate_limited"
-    assert "pong" not in [kind["type"] for kind in client.messages if kind["data"].get("ref") == "one more"]
+    [told] = [message for message in client.messages if message["data"].get("ref") == "one more"]
+    assert (told["type"], told["data"]["error_code"]) == ("error", "rate_limited")
 
 
 async def test_acks_of_what_was_sent_are_free(clock: Clock) -> None:
@@ -278,7 +280,7 @@ async def chat(pod: Pod, client: Client) -> str:
     client.say(type="chat", message="hello", ref="chat")
     await settle()
     if len(pod.queue.pushed) > before:
-        name: str = pod.queue.pushed[-1]["queue_metadata"]["queue_name"]
+        name: str = pod.queue.actions[-1]["queue_metadata"]["queue_name"]
         return name.rpartition(":")[2]
     assert last(client)["data"]["ref"] == "chat"
     return codes(client)[-1]
@@ -478,3 +480,121 @@ async def test_revocations_that_are_not_known(pod: Pod) -> None:
     assert await chat(pod, client) == "redis_unavailable"
 
     assert last(client)["data"]["retryable"] is True
+
+
+# Cancelling.
+
+
+async def sent_task(client: Client, **more: Any) -> str:
+    """The task of a chat."""
+    client.say(type="chat", message="hello", ref="sent", **more)
+    await settle()
+    assert (last(client)["type"], last(client)["data"]["ref"]) == ("ack", "sent")
+    task_id: str = last(client)["data"]["task_id"]
+    return task_id
+
+
+async def cancelled(client: Client, **said: Any) -> dict[str, Any]:
+    """What comes of a cancel: its ack or error."""
+    client.say(type="cancel", ref="stop", **said)
+    await settle()
+    message = last(client)
+    assert message["data"]["ref"] == "stop"
+    return message
+
+
+@pytest.mark.parametrize("by", ["task_id", "client_message_id"])
+async def test_a_task_is_cancelled(by: str) -> None:
+    """Over a socket, under either of its names; the ack says how it ended, again if it is asked again."""
+    pod = Pod()
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    task_id = await sent_task(client, client_message_id="m-1")
+    for _ in range(2):
+        told = await cancelled(client, **{by: task_id if by == "task_id" else "m-1"}, reason="enough")
+        assert told["type"] == "ack"
+        assert told["data"] | {"ref": 0} == {
+            "ref": 0, "success": True, "task_id": task_id, "status": "cancelled", "cancelled": True,
+        }  # fmt: skip
+
+    assert [entry.task_id for entry in pod.tasks.ended] == [task_id]
+    assert [action.get("reason") for action in pod.queue.actions] == [None, "enough"]
+
+
+async def test_a_cancel_without_a_ref() -> None:
+    """Is carried out, and not answered; what comes of it stands in the log."""
+    pod = Pod()
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    task_id = await sent_task(client)
+    before = len(client.messages)
+    client.say(type="cancel", task_id=task_id)
+    await settle()
+
+    assert (pod.tasks.status(task_id), len(client.messages)) == ("cancelled", before)
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"task_id": "nothing"}, "unknown_task"),
+        ({"client_message_id": "nothing"}, "unknown_task"),
+        ({"task_id": "a b"}, "invalid_id"),
+        ({}, "missing_id"),
+    ],
+)
+async def test_cancels_that_are_wrong(said: dict[str, str], code: str) -> None:
+    """Are answered by an error with the ref."""
+    client = await Pod().open()
+    told = await cancelled(client, **said)
+
+    assert (told["type"], told["data"]["error_code"]) == ("error", code)
+    assert client.close_codes == []
+
+
+async def test_a_task_of_another_session() -> None:
+    """A socket is of one session, and ends that one's tasks only."""
+    pod = Pod()
+    client, other = await pod.open(f"{WHO}&agent_id=sales"), await pod.open(WHO, "s-2")
+    task_id = await sent_task(client, client_message_id="m-1")
+
+    assert (await cancelled(other, task_id=task_id))["data"]["error_code"] == "forbidden"
+    assert (await cancelled(other, client_message_id="m-1"))["data"]["error_code"] == "unknown_task"
+    assert pod.tasks.ended == []
+
+
+async def test_a_cancel_while_redis_is_away() -> None:
+    """Is for later, and no mistake of ours."""
+    pod = Pod()
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    task_id = await sent_task(client)
+    pod.log.refusal = RedisUnavailable("away")
+    told = await cancelled(client, task_id=task_id)
+
+    assert (told["data"]["error_code"], told["data"]["retryable"]) == ("redis_unavailable", True)
+    assert "message_failed" not in pod.logger.names
+
+
+async def test_a_cancel_under_a_token_that_has_ended(pod: Pod, later: Time) -> None:
+    """Needs a new one."""
+    client = await opened(pod, ttl_s=60)
+    task_id = await sent_task(client)
+    later.ahead = 70
+    told = await cancelled(client, task_id=task_id)
+
+    assert (told["type"], told["data"]["error_code"]) == ("error", "token_expired")
+    assert pod.tasks.ended == []
+
+
+async def test_cancels_count_as_in_flight() -> None:
+    """A client cannot have any number of them under way."""
+    pod = Pod(sends_in_flight_max=2)
+    client = await pod.open(f"{WHO}&agent_id=sales")
+    task_id = await sent_task(client)
+    pod.queue.gate.clear()
+    for number in range(3):
+        client.say(type="cancel", task_id=task_id, ref=number)
+    await settle()
+    assert (last(client)["data"]["error_code"], last(client)["data"]["ref"]) == ("too_many_in_flight", 2)
+    pod.queue.gate.set()
+    await settle()
+
+    assert len(pod.tasks.ended) == 1

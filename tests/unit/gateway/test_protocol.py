@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway import outgoing
 from gateway.errors import ClientError
-from gateway.protocol import TYPES, Ack, Auth, BadMessage, Chat, Ping, Pong, parse
+from gateway.protocol import TYPES, Ack, Auth, BadMessage, Cancel, Chat, Ping, Pong, parse
 
 
 def refusal(data: bytes) -> BadMessage:
@@ -34,6 +34,9 @@ def said(**message: Any) -> bytes:
         (said(ref="r", seq=12, type="ack"), Ack(12, "r")),
         (said(type="auth", token="a.b.c"), Auth("a.b.c")),
         (said(type="auth", token="t" * 8_192, ref=1), Auth("t" * 8_192, 1)),
+        (said(type="cancel", task_id="t-1", ref=1), Cancel("t-1", ref=1)),
+        (said(type="cancel", client_message_id="c-1", reason="w" * 256), Cancel(None, "c-1", "w" * 256)),
+        (said(type="cancel"), Cancel()),
         (said(type="chat", message="hi"), Chat("hi")),
         (said(type="chat", message="hi", ref=1, agent_id="a", later="x"), Chat("hi", agent_id="a", ref=1)),
     ],
@@ -51,6 +54,7 @@ def test_chat_is_the_same_as_over_http() -> None:
         "user_info": {"name": "Ann"},
         "max_iterations": 3,
         "client_message_id": "c-1",
+        "busy_policy": "reject",
         "timeout": 20,
         "agent_id": "sales",
         "ref": "r",
@@ -185,4 +189,4 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     except BadMessage as error:
         outgoing.error(None, 0.0, error)
     else:
-        assert isinstance(message, Ping | Pong | Ack | Auth | Chat)
+        assert isinstance(message, Ping | Pong | Ack | Auth | Chat | Cancel)

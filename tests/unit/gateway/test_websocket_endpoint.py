@@ -766,7 +766,7 @@ async def test_chat(pod: Pod, ref: str | None) -> None:
     client = await pod.open(f"{WHO}&agent_id=sales")
     client.say(type="chat", message="hello", ref=ref)
     await settle()
-    [action] = pod.queue.pushed
+    [action] = pod.queue.actions
 
     assert (action["message"], action["execution_context"]["primary_agent_id"]) == ("hello", "sales")
     assert action["metadata"]["headers"] == {"X-Request-Source": "websocket"}
@@ -786,7 +786,7 @@ async def test_chat_names_its_agent(pod: Pod) -> None:
     client.say(type="chat", message="hello", agent_id="support")
     await settle()
 
-    assert pod.queue.pushed[0]["execution_context"]["primary_agent_id"] == "support"
+    assert pod.queue.actions[0]["execution_context"]["primary_agent_id"] == "support"
 
 
 @pytest.mark.parametrize(

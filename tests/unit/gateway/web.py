@@ -11,7 +11,6 @@ import httpx
 
 from backplane.revocations import Revocation
 from backplane.settings import Settings
-from backplane.task_queue import TaskQueue
 from gateway.access import AgentAccess
 from gateway.app import build_admin_app, build_app
 from gateway.auth import Authenticator
@@ -19,30 +18,15 @@ from gateway.errors import ERROR_CODES
 from gateway.origins import Origins
 from gateway.pod import Pod
 from gateway.sender import Sender
+from gateway.tasks import TaskDesk
 from gateway.tokens import issue_token
-from tests.unit.gateway.fakes import FakeLimiter, FakeLogger, FakeSessionLog, FakeStore
+from tests.unit.gateway.fakes import FakeLimiter, FakeLogger, FakeQueue, FakeSessionLog, FakeStore, FakeTasks
 
 LIMIT = 2_000
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 HEADERS = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Session-ID": "s-1", "X-Agent-ID": "sales"}
 BODY = b'{"message":"hello"}'
 SUMMARY = {"connections": 3, "sends_accepted": 5, "delivered": 7}
-
-
-class StubQueue:
-    """The actions queues, in memory."""
-
-    def __init__(self) -> None:
-        self.pushed: list[tuple[str, bytes]] = []
-        self.refusal: Exception | None = None
-
-    async def push(self, queue_name: str, action: bytes) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        self.pushed.append((queue_name, action))
-
-    async def length(self, queue_name: str) -> int:
-        return len([name for name, _action in self.pushed if name == queue_name])
 
 
 class StubRevocations:
@@ -81,7 +65,11 @@ class StubPod:
         self.commands.replies = {"SMEMBERS": {b"r-1"}, "GET": b'{"lists":2}'}
         self.log = FakeSessionLog()
         self.session_log = self.log.as_log()
-        self.queue = StubQueue()
+        self.queue, self.tasks = FakeQueue(), FakeTasks(self.log)
+        self.logger = FakeLogger()
+        self.desk = TaskDesk(
+            self.tasks.as_tasks(), self.queue.as_queue(), self.session_log, self.logger.as_logger()
+        )
         self.limiter = FakeLimiter()
         self.revocations = StubRevocations()
         self.enforcement = SimpleNamespace(revocations=self.revocations)
@@ -91,9 +79,11 @@ class StubPod:
             self.settings,
             self.keys,
             self.log.as_log(),
-            cast("TaskQueue", self.queue),
+            self.queue.as_queue(),
+            self.tasks.as_tasks(),
+            self.desk,
             self.limiter.as_limiter(),
-            AgentAccess(self.settings, FakeLogger().as_logger()),
+            AgentAccess(self.settings, self.logger.as_logger()),
         )
         self.health = SimpleNamespace(
             problem=lambda: self.problem,
