@@ -134,6 +134,14 @@ class Keys:
         """Whether a tenant has several callback lists."""
         return tenant_id in self._spread
 
+    def topic(self, callback_list: str, topic: str) -> str:
+        """Channel of a topic, of the events that come by one callback list."""
+        return f"{self.prefix}:{{{callback_list}}}:topic:{topic}"
+
+    def topics(self, tenant_id: str, topic: str) -> list[str]:
+        """All channels of a tenant's topic; the first is for events that come otherwise."""
+        return [self.topic(callback_list, topic) for callback_list in self.callbacks_all(tenant_id)]
+
     def action_mark(self, queue: str, task_id: str, what: str) -> str:
         """That an action of a task was pushed to a queue, or must not be; in the queue's slot."""
         return f"{self.prefix}:{{{queue}}}:{what}:{task_id}"
@@ -221,6 +229,11 @@ class Keys:
     def callback_lists(self) -> str:
         """Sorted set of the callback lists seen, by the time of their last callback."""
         return f"{self.prefix}:callback-lists"
+
+    @property
+    def announcements(self) -> str:
+        """Channel of what all of a tenant, or of a tier, are told."""
+        return f"{self.prefix}:{{announcements}}"
 
     @property
     def due_lists(self) -> str:

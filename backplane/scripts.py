@@ -31,6 +31,7 @@ TRANSFER = _load("transfer", "_take", "_epoch", "_task", "_stream", "_append", l
 ACCEPT = _load("accept", "_session", "_task", lineage=True)
 CANCEL = _load("cancel", "_task")
 END_TASK = _load("end_task", "_epoch", "_task", "_stream", "_append", lineage=True)
+LOG_EVENT = _load("log_event", "_epoch", "_task", "_stream", "_append", lineage=True)
 STREAMS = _load("streams")
 DUE = _load("due")
 SETTLE = _load("settle")

@@ -232,6 +232,10 @@ class Settings:
         "session_id", "Claim with the sessions that the token allows: one or a list, web-* for all that begin so; without it any.",
         group="Authentication",
     )  # fmt: skip
+    jwt_claim_topics: str = _setting(
+        "topics", "Claim with the free topics to which the token may subscribe, likewise.",
+        group="Authentication",
+    )  # fmt: skip
     jwt_claim_agents: str = _setting(
         "agents", "Claim with the agents that the token allows, likewise.", group="Authentication"
     )
@@ -354,6 +358,10 @@ class Settings:
     sends_in_flight_max: int = _setting(
         16, "Sends of one socket that may wait for Redis at the same time.",
         unit="messages", least=1, most=1_000, group="Connections",
+    )  # fmt: skip
+    topics_per_connection: int = _setting(
+        50, "Topics to which a socket may subscribe.",
+        unit="topics", least=0, most=1_000, group="Connections",
     )  # fmt: skip
     send_buffer_bytes: int = _setting(
         128 * 1024, "Unsent bytes at which a socket gets no more until it has read; it then catches up from the log.",

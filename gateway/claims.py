@@ -25,6 +25,7 @@ class ClaimNames(NamedTuple):
     user: str
     sessions: str
     agents: str
+    topics: str
     scopes: str
     default_scopes: frozenset[str]
 
@@ -41,6 +42,7 @@ def claim_names(settings: Settings) -> ClaimNames:
         settings.jwt_claim_user,
         settings.jwt_claim_sessions,
         settings.jwt_claim_agents,
+        settings.jwt_claim_topics,
         settings.jwt_claim_scopes,
         _default_scopes(settings),
     )
@@ -89,6 +91,7 @@ def read_claims(names: ClaimNames, claims: dict[str, Any]) -> Grant:
         token_id if isinstance(token_id, str) else None,
         _number(claims.get("iat")),
         _number(expires_at),
+        _patterns(claims, names.topics),
     )
 
 

@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         "strikes",
         "struck_at",
         "token_ends",
+        "topics",
         "wants_chunks",
     )
 
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
         self.struck_at = 0.0
         self.bad_frames = 0
         self.in_flight = 0
+        self.topics: set[str] | None = None
 
     # asyncio.Protocol
 

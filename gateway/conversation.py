@@ -19,10 +19,11 @@ from gateway.close_codes import CloseCode
 from gateway.connection import Connection
 from gateway.errors import ClientError, redis_unavailable
 from gateway.frames import Binary, TooLarge
-from gateway.identity import Identity, Stated, renewed
+from gateway.identity import Identity, Stated, check_scope, renewed
 from gateway.pace import take
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
+from gateway.topics import Topics, check_topic
 
 _NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
 _FORGIVEN_S = 30.0  # since the last message over a limit
@@ -41,6 +42,7 @@ class Conversation:
         authenticator: Authenticator,
         sender: Sender,
         desk: TaskDesk,
+        topics: Topics,
         refused: Counter[str],
         log: Logger,
     ) -> None:
@@ -48,6 +50,7 @@ class Conversation:
         self._authenticator = authenticator
         self._sender = sender
         self._desk = desk
+        self._topics = topics
         self._refused = refused
         self._log = log
         self._sends: set[asyncio.Task[None]] = set()
@@ -65,6 +68,10 @@ class Conversation:
                 self._chat(connection, message)
             elif isinstance(message, protocol.Cancel):
                 self._cancel(connection, message)
+            elif isinstance(message, protocol.Subscribe):
+                self._subscribe(connection, message)
+            elif isinstance(message, protocol.Unsubscribe):
+                self._unsubscribe(connection, message)
             elif isinstance(message, protocol.Auth):
                 self._begin(connection, message.ref, self._renew(connection, message))
             elif isinstance(message, protocol.Ping):
@@ -145,13 +152,42 @@ class Conversation:
             self._authenticator.check(identity.grant)
         except ClientError as error:
             raise protocol.BadMessage(error, message.ref) from None
-        stated = Stated(
-            identity.tenant_id, identity.tenant_tier, identity.session_id, identity.user_id, None, _NAMES
-        )
         work = self._desk.cancel(
-            identity.grant, stated, message.task_id, message.client_message_id, message.reason
+            identity.grant, _stated(identity), message.task_id, message.client_message_id, message.reason
         )
         self._begin(connection, message.ref, work)
+
+    # subscribe, unsubscribe
+
+    def _subscribe(self, connection: Connection, message: protocol.Subscribe) -> None:
+        identity = connection.identity
+        assert identity is not None
+        self._begin(connection, message.ref, self._listen(connection, identity, message), "subscribed")
+
+    async def _listen(
+        self, connection: Connection, identity: Identity, message: protocol.Subscribe
+    ) -> dict[str, Any]:
+        check_scope(identity.grant, "listen")
+        for topic in message.topics:
+            task_id = check_topic(identity.grant, topic)
+            if task_id is not None:
+                await self._desk.show(identity.grant, _stated(identity, any_session=True), task_id)
+        if connection.attached:
+            await self._topics.subscribe(connection, identity.tenant_id, message.topics)
+        if not connection.attached:  # it has closed meanwhile
+            self._topics.gone(connection)
+        return {"topics": sorted(connection.topics or ())}
+
+    def _unsubscribe(self, connection: Connection, message: protocol.Unsubscribe) -> None:
+        identity = connection.identity
+        assert identity is not None
+        self._topics.unsubscribe(connection, identity.tenant_id, message.topics)
+        topics = sorted(connection.topics or ())
+        _answer(connection, "unsubscribed", message.ref, {"topics": topics})
+
+    def gone(self, connection: Connection) -> None:
+        """A socket has closed."""
+        self._topics.gone(connection)
 
     # auth
 
@@ -164,7 +200,11 @@ class Conversation:
     # What needs Redis or others.
 
     def _begin(
-        self, connection: Connection, ref: protocol.Ref | None, work: Coroutine[Any, Any, dict[str, Any]]
+        self,
+        connection: Connection,
+        ref: protocol.Ref | None,
+        work: Coroutine[Any, Any, dict[str, Any]],
+        kind: protocol.Kind = "ack",
     ) -> None:
         most = self._settings.sends_in_flight_max
         if connection.in_flight >= most:
@@ -172,12 +212,16 @@ class Conversation:
             detail = f"{most} messages wait for their ack already"
             raise protocol.BadMessage(ClientError(429, "too_many_in_flight", detail, retry_after_s=1), ref)
         connection.in_flight += 1
-        task = asyncio.create_task(self._do(connection, ref, work))
+        task = asyncio.create_task(self._do(connection, ref, work, kind))
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 
     async def _do(
-        self, connection: Connection, ref: protocol.Ref | None, work: Coroutine[Any, Any, dict[str, Any]]
+        self,
+        connection: Connection,
+        ref: protocol.Ref | None,
+        work: Coroutine[Any, Any, dict[str, Any]],
+        kind: protocol.Kind,
     ) -> None:
         try:
             answer = await work
@@ -190,8 +234,8 @@ class Conversation:
             detail = "a mistake of ours; it has been logged"
             self._tell(connection, ClientError(500, "internal_error", detail), ref)
         else:
-            if ref is not None:
-                _answer(connection, "ack", ref, answer)
+            if ref is not None or kind != "ack":
+                _answer(connection, kind, ref, answer)
         finally:
             connection.in_flight -= 1
 
@@ -211,6 +255,11 @@ class Conversation:
             connection.close(
                 CloseCode.RATE_LIMITED, "over a rate limit, again and again; wait before you return"
             )
+
+
+def _stated(identity: Identity, *, any_session: bool = False) -> Stated:
+    session_id = None if any_session else identity.session_id
+    return Stated(identity.tenant_id, identity.tenant_tier, session_id, identity.user_id, None, _NAMES)
 
 
 def _agent_of(message: protocol.Chat, identity: Identity) -> str:

@@ -43,6 +43,7 @@ class Grant(msgspec.Struct, frozen=True):
         token_id: its ``jti``, by which it can be revoked.
         issued_at: seconds since 1970; 0.0 if the token does not say.
         expires_at: seconds since 1970; None for never (AUTH=none).
+        topics: free ones to which it may subscribe, as ``sessions``.
     """
 
     tenant_id: str | None
@@ -54,6 +55,7 @@ class Grant(msgspec.Struct, frozen=True):
     token_id: str | None
     issued_at: float
     expires_at: float | None
+    topics: tuple[str, ...] | None = None
 
 
 ANYONE = Grant(None, None, None, None, None, frozenset(SCOPES), None, 0.0, None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from backplane.connection_counts import ConnectionCounts
 from backplane.errors import RedisUnavailable
+from backplane.events import Events
 from backplane.link import Link
 from backplane.log import get_logger
 from backplane.open_store import open_store
@@ -34,6 +35,7 @@ from gateway.hub import Hub
 from gateway.origins import Origins
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
+from gateway.topics import Topics
 from gateway.websocket_endpoint import WebSocketEndpoint
 
 _RENEW_EVERY_S = 600.0
@@ -89,6 +91,7 @@ class Pod:
             channels=lambda: (
                 *self.health.probes.names(),
                 *self.enforcement.channels,
+                *self.topics.channels(),
                 *self.hub.channels(),
             ),
             on_change=self._on_feed_change,
@@ -125,8 +128,17 @@ class Pod:
         self.sender = Sender(
             settings, self.keys, self.session_log, self.queue, tasks, self.desk, limiter, access
         )
+        self.events = Events(self.commands, self.keys, settings)
+        self.topics = Topics(
+            self.feed,
+            self.keys,
+            lambda: self.sockets.wheel.connections,
+            settings.topics_per_connection,
+            self._spawn,
+            self.log,
+        )
         self.conversation = Conversation(
-            settings, self.authenticator, self.sender, self.desk, self.refused, self.log
+            settings, self.authenticator, self.sender, self.desk, self.topics, self.refused, self.log
         )
         lease_s = settings.presence_interval_s * MISSED_BEATS
         self.ownership = Ownership(self.commands, self.keys, self.id, int(lease_s * 1000), self.log)
@@ -172,6 +184,7 @@ class Pod:
             "closed": {str(code): count for code, count in sorted(self.sockets.closed_by_code.items())},
             "delivered": self.hub.delivered,
             "gaps": self.hub.gaps,
+            "events_told": self.topics.told,
             "sends_accepted": self.sender.accepted,
             "sends_repeated": self.sender.duplicates,
             "tasks_cancelled": self.desk.cancelled,
@@ -244,7 +257,7 @@ class Pod:
         return problem if self.settings.auth == "none" else problem or self.enforcement.problem()
 
     def _heard(self, channel: bytes, payload: bytes) -> None:
-        if not self.enforcement.heard(channel, payload):
+        if not (self.enforcement.heard(channel, payload) or self.topics.heard(channel, payload)):
             self.health.heard(channel, payload)
 
     async def _rewrite_counts(self) -> None:

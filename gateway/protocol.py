@@ -53,7 +53,26 @@ class Cancel(msgspec.Struct, tag="cancel"):
     ref: Ref | None = None
 
 
-ClientMessage = Ping | Pong | Ack | Auth | Chat | Cancel
+_Topics = Annotated[
+    list[Annotated[str, msgspec.Meta(max_length=128)]], msgspec.Meta(min_length=1, max_length=100)
+]
+
+
+class Subscribe(msgspec.Struct, tag="subscribe"):
+    """Asks to be told of events."""
+
+    topics: _Topics
+    ref: Ref | None = None
+
+
+class Unsubscribe(msgspec.Struct, tag="unsubscribe"):
+    """Asks to be told no more of them."""
+
+    topics: _Topics
+    ref: Ref | None = None
+
+
+ClientMessage = Ping | Pong | Ack | Auth | Chat | Cancel | Subscribe | Unsubscribe
 
 
 class _Head(msgspec.Struct):
@@ -81,7 +100,7 @@ class BadMessage(ClientError):
         self.ref = ref
 
 
-TYPES = ("ping", "pong", "ack", "auth", "chat", "cancel")
+TYPES = ("ping", "pong", "ack", "auth", "chat", "cancel", "subscribe", "unsubscribe")
 
 _decode = msgspec.json.Decoder(ClientMessage).decode
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -122,5 +141,5 @@ def _explain(data: bytes, error: msgspec.ValidationError) -> BadMessage:
 
 
 Kind = Literal[
-    "connection_ack", "ack", "error", "ping", "pong", "reconnect"
+    "connection_ack", "ack", "error", "ping", "pong", "reconnect", "subscribed", "unsubscribed"
 ]  # what a pod itself says; the rest comes from the log

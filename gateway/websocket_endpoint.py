@@ -335,6 +335,7 @@ class WebSocketEndpoint:
         """The transport is closed."""
         self._admission.gone(connection)
         self.expiries.remove(connection)
+        self.conversation.gone(connection)
         if connection.slot >= 0 and connection.identity is not None:
             self.wheel.remove(connection)
             if self._all_gone is not None and not len(self.wheel):

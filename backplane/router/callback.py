@@ -17,6 +17,7 @@ from backplane.errors import BadCallback
 from backplane.keys import is_id
 
 Fields = dict[str, Raw]
+EVENT = "execution.event"
 
 
 class Callback(msgspec.Struct):
@@ -67,9 +68,11 @@ def decode(raw: bytes, tenant_id: str) -> Callback:
 
 
 def _check_ids(callback: Callback, tenant_id: str) -> None:
-    if callback.session_id is None or callback.session_id == "":
+    if callback.action_type == EVENT and callback.session_id is None:
+        callback.session_id = ""  # of a topic, perhaps
+    elif callback.session_id is None or callback.session_id == "":
         raise BadCallback("no_session", "session_id is missing")
-    if not is_id(callback.session_id):
+    elif not is_id(callback.session_id):
         raise BadCallback("wrong_type", f"session_id is not a valid id: {ascii(callback.session_id)[:60]}")
     if callback.task_id is not None and not is_id(callback.task_id):
         raise BadCallback("wrong_type", f"task_id is not a valid id: {ascii(callback.task_id)[:60]}")

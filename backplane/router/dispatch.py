@@ -6,6 +6,7 @@ What each shape of callback becomes is the table of the contract, section 2. The
 
 from __future__ import annotations
 
+import re
 from hashlib import blake2b
 from typing import Any
 
@@ -14,9 +15,11 @@ from msgspec import Raw
 
 from backplane.appending import Entry
 from backplane.errors import BadCallback
+from backplane.events import event
 from backplane.keys import TIERS
-from backplane.messages import Message, MessageData, to_entry
+from backplane.messages import Message, MessageData, to_entry, to_live
 from backplane.router.callback import (
+    EVENT,
     Callback,
     Fields,
     decode,
@@ -52,6 +55,7 @@ _TERMINAL_ACTIONS = frozenset({None, "", "execution.callback", "execution.error"
 NULL = Raw(b"null")
 _NUMBERS = (int, float)
 _USAGE_MAX_BYTES = 4_096  # as far as it is noted with the task; its message has it whole
+_TOPIC = re.compile(r"[A-Za-z0-9._~:/@+-]{1,128}", re.ASCII)
 PARTS = ("text", "reasoning")
 _OFFSETS = 2**53
 _EXTENSION_MAX_S = 7 * 86_400
@@ -73,6 +77,8 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
     try:
         if action == "execution.chunk":
             return _piece(callback)
+        if action == EVENT:
+            return _event(callback, tenant_id, at)
         if action == "execution.progress":
             return _reported(callback, tenant_id, at)
         if action in _TERMINAL_ACTIONS or (
@@ -261,6 +267,21 @@ def _progress_digest(callback: Callback) -> bytes:
     for name, value in (callback.data or {}).items():
         parts += [name.encode("utf-8", "surrogatepass"), bytes(value)]
     return _digest(*parts)
+
+
+def _event(callback: Callback, tenant_id: str, at: str) -> Entry:
+    fields = callback.data or {}
+    topic, payload = text(fields.get("topic"), "data.topic"), fields.get("payload", NULL)
+    plain(payload, "data.payload")
+    if topic is not None:
+        if not _TOPIC.fullmatch(topic):
+            raise BadCallback("wrong_type", f"data.topic is not a valid one: {ascii(topic)[:60]}")
+        return Entry("", b"", to_live(event(topic, payload, tenant_id, None, at)), detail=topic)
+    if not callback.session_id:
+        raise BadCallback("no_session", "neither session_id nor data.topic is given")
+    body = to_entry(event("session", payload, tenant_id, callback.session_id, at))
+    parts = [(callback.action_id or "").encode(), b"event", bytes(payload)]
+    return Entry(callback.session_id, _digest(*parts), body)
 
 
 def _piece(callback: Callback) -> Entry:

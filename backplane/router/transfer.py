@@ -47,6 +47,7 @@ class _Moves:
     """A batch, judged: what each session gets, and what becomes a dead letter."""
 
     sessions: dict[str, list[Argument]] = field(default_factory=dict)
+    topics: dict[str, list[Argument]] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     dead: list[Argument] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
@@ -66,7 +67,10 @@ def judge(waiting: Waiting, tenant_id: str, at: str, largest: int) -> _Moves:
             moves.dead += (position, "router_error", f"{type(error).__name__}: {error}"[:500])
             moves.mistakes.append(format_exc())
         else:
-            moves.sessions.setdefault(entry.session_id, []).extend(entry.arguments(position))
+            if entry.session_id:
+                moves.sessions.setdefault(entry.session_id, []).extend(entry.arguments(position))
+            else:
+                moves.topics.setdefault(str(entry.detail), []).extend(entry.arguments(position))
             if entry.task_id:
                 moves.tasks.append(entry.task_id)
     return moves
@@ -167,9 +171,12 @@ class Transfer:
             await self._send_on(moves, callback_list, tenant_id, waiting)
         names.append(keys.dead_letters(callback_list))
         args: list[Argument] = [fence, new_fence, len(waiting), *(self._take if more else (0, 0, 0))]
-        args += (*self._kept, *self._appending.arguments(callback_list, now), len(moves.sessions))
-        for session_id, entries in moves.sessions.items():
-            names.append(keys.session(callback_list, session_id))
+        args += (*self._kept, *self._appending.arguments(callback_list, now))
+        groups = {keys.session(callback_list, name): entries for name, entries in moves.sessions.items()}
+        groups |= {keys.topic(callback_list, topic): entries for topic, entries in moves.topics.items()}
+        args.append(len(groups))
+        for base, entries in groups.items():
+            names.append(base)
             args.append(len(entries) // ARGUMENTS_AN_ENTRY)
             args += entries
         if self._store.clustered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ from gateway.origins import Origins
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
 from gateway.tokens import issue_token
+from gateway.topics import Topics
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import (
     SESSION,
@@ -94,8 +96,16 @@ class Pod:
             self.limiter.as_limiter(),
             AgentAccess(self.settings, logger),
         )
+        self.topics = Topics(
+            FakeStore().as_store(),
+            keys,
+            lambda: self.sockets.wheel.connections,
+            self.settings.topics_per_connection,
+            asyncio.ensure_future,
+            logger,
+        )
         self.conversation = Conversation(
-            self.settings, authenticator, sender, self.desk, self.refused, logger
+            self.settings, authenticator, sender, self.desk, self.topics, self.refused, logger
         )
         self.admission = Admission(
             self.settings, self.counts.as_counts(), self.limiter.as_limiter(), lambda: self.now

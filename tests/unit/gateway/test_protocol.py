@@ -151,6 +151,8 @@ def test_the_types_that_are_named_are_those_that_are_read() -> None:
         "ack": {"seq": 0},
         "auth": {"token": "a.b.c"},
         "chat": {"message": "x"},
+        "subscribe": {"topics": ["a"]},
+        "unsubscribe": {"topics": ["a"]},
     }
     for kind in TYPES:
         parse(said(type=kind, **minimal.get(kind, {})))
