@@ -34,7 +34,7 @@ END_TASK = _load("end_task", "_epoch", "_task", "_stream", "_append", lineage=Tr
 LOG_EVENT = _load("log_event", "_epoch", "_task", "_stream", "_append", lineage=True)
 STREAMS = _load("streams")
 DUE = _load("due")
-SETTLE = _load("settle")
+SETTLE = _load("settle", "_epoch", "_task", "_stream", "_append", lineage=True)
 PUT_OFF = _load("put_off")
 RESUME = _load("resume", "_epoch", "_session", "_task", "_page", lineage=True)
 READ = _load("read", "_epoch", "_page")

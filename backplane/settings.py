@@ -130,6 +130,10 @@ class Settings:
         50, "Tasks that may run in one session at the same time.",
         unit="tasks", least=1, most=1_000, group="Tasks",
     )  # fmt: skip
+    echo_messages: bool = _setting(
+        True, "Put what users say into their sessions' logs, as user_message, so that all of their devices have it.",
+        group="Tasks",
+    )  # fmt: skip
     busy_policy: str = _setting(
         "concurrent", "A message to a session whose task still runs: runs beside it, is refused, or ends that one.",
         choices=("concurrent", "reject", "interrupt"), group="Tasks",

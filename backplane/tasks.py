@@ -182,9 +182,19 @@ class Tasks:
         """Note what became of a task that was only reserved."""
         keys = self._keys
         base = keys.session(callback_list, due.session_id)
-        names = [keys.task(callback_list, due.task_id), keys.due(callback_list), f"{base}:tasks"]
+        names = [keys.task(callback_list, due.task_id), keys.due(callback_list), base]
+        names += [f"{base}:{part}" for part in ("tasks", "log", "seen", "streams")]
         names += [keys.send(callback_list, name) for name in due.names.split()]
-        await self._store.script(SETTLE, names, [due.task_id, int(pushed), self._grace_ms])
+        appending = self._appending.arguments(callback_list, time.time())
+        await self._store.script(SETTLE, names, [due.task_id, int(pushed), *appending])
+
+    async def settle_pushed(self, task: NewTask) -> None:
+        """Note that a task's action was pushed.
+
+        Raises:
+            RedisUnavailable: Redis did not answer; a router does it later, or the agent's first word.
+        """
+        await self.settle(task.callback_list, _due_of(task), pushed=True)
 
     async def forget(self, task: NewTask) -> None:
         """Undo `accept`: its action was not pushed, and will not be.
@@ -192,8 +202,7 @@ class Tasks:
         Raises:
             RedisUnavailable: Redis did not answer; a router does it later.
         """
-        due = Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
-        await self.settle(task.callback_list, due, pushed=False)
+        await self.settle(task.callback_list, _due_of(task), pushed=False)
 
     async def find(self, tenant_id: str, task_id: str) -> Found | None:
         """A task's record; None if there is none.
@@ -290,6 +299,10 @@ class Tasks:
         if gone:
             await self._store.call("ZREM", key, *gone)
         return int(following) / 1000 if following else None, found
+
+
+def _due_of(task: NewTask) -> Due:
+    return Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
 
 
 def _text(reply: bytes | None) -> str:

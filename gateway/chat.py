@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from backplane.messages import Message, timestamp, to_entry
 from backplane.settings import Settings
 from gateway.errors import ClientError
 from gateway.identity import Identity
@@ -111,6 +112,28 @@ def fingerprint(context: Context, body: ChatBody) -> str:
     about = (context_id(context), context.agent_id, context.collection_id)
     said = (body.message, body.message_type, body.user_info, body.max_iterations, about)
     return blake2b(msgspec.json.encode(said, order="sorted"), digest_size=16).hexdigest()
+
+
+def question_entry(identity: Identity, context: Context, body: ChatBody, task_id: str, now: float) -> bytes:
+    """What a user says, as an entry of the session's log: for the others of his devices.
+
+    Args:
+        now: seconds since 1970.
+    """
+    data = {
+        "task_id": task_id,
+        "message": body.message,
+        "message_type": body.message_type,
+        "client_message_id": body.client_message_id,
+        "user_id": identity.user_id,
+        "agent_id": context.agent_id,
+    }
+    return to_entry(
+        Message(
+            timestamp(now), "user_message", task_id, identity.session_id, identity.tenant_id,
+            identity.tenant_tier, data, {},
+        )
+    )  # fmt: skip
 
 
 def build_action(

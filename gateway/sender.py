@@ -16,7 +16,7 @@ from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
 from backplane.tasks import Duplicate, NewTask, Reserved, Tasks, send_name
 from gateway.access import AgentAccess
-from gateway.chat import ChatBody, Context, build_action, context_id, fingerprint, timeout_s
+from gateway.chat import ChatBody, Context, build_action, context_id, fingerprint, question_entry, timeout_s
 from gateway.errors import ClientError, redis_unavailable, session_taken
 from gateway.identity import Identity, check_agent, check_scope
 from gateway.rate_headers import over_the_limit, rate_headers
@@ -90,6 +90,7 @@ class Sender:
             raise redis_unavailable() from None
         if isinstance(accepted, Reserved):
             self.accepted += 1
+            self._desk.settle(task)
         else:
             self.duplicates += 1
         headers = () if charged is None else rate_headers(charged.standings)
@@ -106,9 +107,12 @@ class Sender:
             "agent_id": context.agent_id,
             "context": context_id(context),
         }
+        task_id = str(uuid4())
+        if settings.echo_messages:
+            fields["question"] = question_entry(identity, context, body, task_id, now).decode()
         deadline = now + timeout_s(settings, tier, body.timeout)
         return NewTask(
-            task_id=str(uuid4()),
+            task_id=task_id,
             callback_list=callback_list,
             session_id=identity.session_id,
             user=identity.owner,

@@ -14,7 +14,7 @@ from backplane.log import Logger
 from backplane.session_log import Running, SessionLog
 from backplane.task_cancel import finish_cancel
 from backplane.task_queue import TaskQueue
-from backplane.tasks import ENDED, Due, Found, Tasks, send_name
+from backplane.tasks import ENDED, Due, Found, NewTask, Tasks, send_name
 from gateway.errors import ClientError, session_taken
 from gateway.identity import Grant, Identity, Stated, check_scope, check_tenant, settle, valid_id
 
@@ -90,6 +90,16 @@ class TaskDesk:
         """End tasks that are being cancelled already; whatever goes wrong, a router does it later."""
         for task_id in task_ids:
             self._spawn(self._finish(callback_list, tenant_id, task_id))
+
+    def settle(self, task: NewTask) -> None:
+        """Note that a task's action was pushed, and have its question shown."""
+        self._spawn(self._settle(task))
+
+    async def _settle(self, task: NewTask) -> None:
+        try:
+            await self._tasks.settle_pushed(task)
+        except RedisUnavailable as error:  # a router does it, or the agent's first word
+            self._log.debug("task_not_settled", task_id=task.task_id, reason=str(error))
 
     async def _finish(self, callback_list: str, tenant_id: str, task_id: str) -> None:
         try:

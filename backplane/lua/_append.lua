@@ -22,12 +22,13 @@ end
 
 -- appender(lineage, at) -> append, counts.
 --
--- append(base, from, count, group, forced) appends one session's entries. ARGV[from…] holds `count` times
+-- append(base, from, count, group, forced, asked) appends one session's entries. ARGV[from…] holds `count` times
 -- position, digest, body, kind, task, detail. Without a digest it is only published. `kind` is 't' for what ends
 -- a task (`detail` is how, and its usage), 'p' for a report of its progress (`detail` is its status, and
 -- the ms by which it asks to be given more time), 'c' for a piece of its answer (`body` is the inside of a JSON string,
 -- `detail` see _stream.lua), '' for what is of no task. `forced` entries end a task that
 -- is being cancelled; all others of such a task, or of one that has ended, come too late.
+-- `asked` is a task whose question is due; see task_notes().
 -- Returns an error text instead of appending if the session's keys are of a wrong type. Types are tried by reads and
 -- by the first write, so that no group is left half written. A new epoch is that of the arguments, with `group` but
 -- for 1, so that no two sessions ever have the same one.
@@ -64,7 +65,7 @@ local function appender(lineage, at)
     if bytes ~= before then redis.call('HSET', base, 'b', bytes) end
   end
 
-  local function append(base, from, count, group, forced)
+  local function append(base, from, count, group, forced, asked)
     local log, seen = base .. ':log', base .. ':seen'
     local record = redis.pcall('HMGET', base, 'e', 'h', 'p', 'b', 'a', 'l')
     local refused = wrong_type(record)
@@ -72,7 +73,7 @@ local function appender(lineage, at)
 
     local digests = {}
     for i = 0, count - 1 do digests[i + 1] = ARGV[from + 6 * i + 1] end
-    local known = redis.pcall('ZMSCORE', seen, unpack(digests))
+    local known = count == 0 and {} or redis.pcall('ZMSCORE', seen, unpack(digests))
     refused = wrong_type(known)
     if refused then return refused end
 
@@ -83,6 +84,29 @@ local function appender(lineage, at)
     local entries, scores, mine, segments = {}, {}, {}, {}
     local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show)
     local streams = speech(task_prefix, base, task_kept, most_text)
+
+    local function enter(digest, body)
+      mine[digest] = true
+      head, grown = head + 1, grown + #body
+      entries[#entries + 1] = body
+      scores[#scores + 1] = head
+      scores[#scores + 1] = digest
+      local segment = segments[#segments]
+      if segment and segment.log then
+        segment[#segment + 1] = body
+      else
+        segments[#segments + 1] = {epoch .. ':' .. head, body, log = true}
+      end
+    end
+
+    -- A task's question stands before the first that is said of it, whoever is faster.
+    local function enter_question(task)
+      local question = tasks.question(task, head + 1)
+      local digest = 'question ' .. task
+      if question and not redis.call('ZSCORE', seen, digest) then enter(digest, question) end
+    end
+
+    if asked then enter_question(asked) end
     for i = 1, count do
       local digest, at = digests[i], from + 6 * (i - 1)
       local body, kind, task, detail = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
@@ -90,6 +114,7 @@ local function appender(lineage, at)
         local told, piece
         if not tasks.is_over(task) then told, piece = streams.grow(task, detail, body) end
         if told then
+          enter_question(task)
           segments[#segments + 1] = {told, piece}
           tasks.note(task, kind, 'working#' .. string.match(detail, '%d+'), nil)
         else
@@ -107,19 +132,12 @@ local function appender(lineage, at)
       elseif kind ~= '' and not forced and tasks.is_late(task, kind, body) then
         counts.late = counts.late + 1
       else
-        mine[digest] = true
-        head, grown = head + 1, grown + #body
-        entries[#entries + 1] = body
-        scores[#scores + 1] = head
-        scores[#scores + 1] = digest
-        if kind ~= '' then tasks.note(task, kind, detail, head) end
-        if kind == 't' and streams.finish(task) then segments[#segments + 1] = {'-' .. task} end
-        local segment = segments[#segments]
-        if segment and segment.log then
-          segment[#segment + 1] = body
-        else
-          segments[#segments + 1] = {epoch .. ':' .. head, body, log = true}
+        if kind ~= '' then
+          enter_question(task)
+          tasks.note(task, kind, detail, head + 1)
         end
+        if kind == 't' and streams.finish(task) then segments[#segments + 1] = {'-' .. task} end
+        enter(digest, body)
       end
     end
 

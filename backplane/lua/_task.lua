@@ -1,7 +1,8 @@
 -- A task's record is a hash: status, session_id, agent_id, tier, user_id, queue (where its action is), accepted,
 -- started, ended, deadline and latest (how far the deadline can be put off) in ms since 1970, attempt, cursor
--- (the session's position before it), epoch, first and last (of its messages in the log), usage (JSON), reason (why it
--- is cancelled), late and late_answer (what came after its end).
+-- (the session's position before it), epoch, first and last (of its messages in the log), question (what it was asked,
+-- as a log entry, as long as that is not in the log), usage (JSON), reason (why it is cancelled), late and late_answer
+-- (what came after its end).
 --
 -- A status: 'reserved' (its action is about to be pushed), 'queued', 'working', 'input_required', 'cancelling', and at
 -- the end 'completed', 'failed', 'timeout' or 'cancelled'. A task that runs is in its session's `…:tasks` and in its
@@ -13,6 +14,7 @@ local LATE_ANSWER_MAX = 65536
 -- task_notes(prefix, base, epoch, now, kept, grace, show) -> what to do with the task records of one session's entries.
 --   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
 --   is_over(task): the same, of what is only streamed
+--   question(task, seq): what it was asked, if that is not in the log yet, where it now gets this seq
 --   note(task, kind, detail, seq): an entry of it stands in the log (seq nil: none, or from before)
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun
 local function task_notes(prefix, base, epoch, now, kept, grace, show)
@@ -21,7 +23,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
 
   local function status_of(task)
     if found[task] == nil then
-      local reply = redis.pcall('HMGET', prefix .. task, 'status', 'first', 'started', 'latest', 'deadline')
+      local reply = redis.pcall('HMGET', prefix .. task, 'status', 'first', 'started', 'latest', 'deadline', 'question')
       found[task] = type(reply) == 'table' and not reply.err and reply or {false}
     end
     return found[task]
@@ -38,6 +40,15 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
     if kind ~= 't' then return true end
     if #body <= LATE_ANSWER_MAX then redis.call('HSET', prefix .. task, 'late_answer', body) end
     return not (show and status_of(task)[1] == 'timeout')
+  end
+
+  local function question(task, seq)
+    local record = status_of(task)
+    local asked = record[1] and not ENDED[record[1]] and record[6]
+    if not asked then return nil end
+    record[2], record[6] = seq, false
+    notes[task] = {first = seq, last = seq, epoch = epoch, asked = true}
+    return asked
   end
 
   local function note(task, kind, detail, seq)
@@ -74,6 +85,8 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
       local args, key = {}, prefix .. task
       local later = fields.due
       fields.due = nil
+      if fields.asked then redis.call('HDEL', key, 'question') end
+      fields.asked = nil
       for name, value in pairs(fields) do
         args[#args + 1] = name
         args[#args + 1] = value
@@ -90,5 +103,5 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
     return begun
   end
 
-  return {is_over = is_over, is_late = is_late, note = note, write = write}
+  return {question = question, is_over = is_over, is_late = is_late, note = note, write = write}
 end

@@ -22,7 +22,7 @@ from websockets.exceptions import InvalidStatus
 from tests.support.accounting import callback
 from tests.support.lean_client import LeanClient, connect
 from tests.support.processes import Cluster, Pod, get, wait_for
-from tests.support.talk import close_code, open_socket, receive, receive_logged, silent
+from tests.support.talk import close_code, open_socket, receive, receive_logged, receive_other, silent
 
 LIST = "orchestrator:acme:callbacks"
 FOR_EVER = "600"  # nobody waits for it: a test that would ends by its time limit
@@ -131,7 +131,7 @@ def test_unready_at_once_and_working_until_its_time(tmp_path: Path) -> None:
         began = time.monotonic()
         pod.signal(signal.SIGTERM)
         for client in sockets:
-            message = receive(client)
+            message = receive_other(client)
             assert (message["type"], message["data"]["reason"]) == ("reconnect", "the pod restarts")
             assert close_code(client) == 1012
         assert exit_status(pod, SLOWNESS_S) == 0
@@ -209,9 +209,9 @@ def test_an_ack_comes_before_the_goodbye(tmp_path: Path) -> None:
             assert receive(busy)["type"] == "pong"  # so the chat has been read
             pod.signal(signal.SIGTERM)
             assert receive(idle)["type"] == "reconnect"  # so sockets are being closed
-        message = receive(busy)
+        message = receive_other(busy)
         assert (message["type"], message["data"].get("ref")) == ("ack", "in flight")
-        assert receive(busy)["type"] == "reconnect"
+        assert receive_other(busy)["type"] == "reconnect"
         assert close_code(busy) == 1012
         assert exit_status(pod, SLOWNESS_S) == 0
 

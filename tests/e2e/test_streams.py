@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from tests.support.processes import Cluster, post, wait_for
-from tests.support.talk import Message, open_socket, receive
+from tests.support.talk import Message, open_socket, receive, receive_other
 
 LIST = "orchestrator:acme:callbacks"
 WHO = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Agent-ID": "agent-1"}
@@ -117,7 +117,7 @@ def test_work_begins(cluster: Cluster, aes: redis.Redis) -> None:
         agent.say("a")
         agent.say("b")
         agent.finish()
-        told = [receive(socket)["type"] for _ in range(2)]
+        told = [receive_other(socket)["type"] for _ in range(2)]
         assert told == ["typing_indicator", "agent_response"]
 
 
@@ -220,7 +220,7 @@ def test_a_cancelled_answer_streams_no_more(cluster: Cluster, aes: redis.Redis) 
         agent.say("one")
         reader.read_until(socket, lambda: reader.text["text"] == "one")
         assert post(f"{url}tasks/{sent['task_id']}/cancel", {}, headers=WHO)[1]["cancelled"]
-        while (message := receive(socket))["type"] != "error":
+        while (message := receive_other(socket))["type"] != "error":
             assert message["type"] == "typing_indicator"
         agent.say("two")
         socket.send('{"type": "ping", "ref": 1}')

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests.support.processes import Cluster, get, post, wait_for
-from tests.support.talk import Message, open_socket, receive, receive_logged, silent
+from tests.support.talk import Message, open_socket, receive, receive_ends, receive_logged, silent
 
 LIST = "orchestrator:acme:callbacks"
 QUEUE = "nooble4:dev:agent_execution_service:actions:free"
@@ -106,7 +106,7 @@ def test_a_tasks_record_from_its_beginning_to_its_end(cluster: Cluster, aes: red
     record = task_of(cluster, task_id)
     assert (record["status"], record["session_id"], record["agent_id"]) == ("queued", "life", "agent-1")
     assert (record["deadline_at"], record["cursor"]) == (sent["deadline_at"], sent["cursor"])
-    assert record["messages"] is None
+    wait_for(lambda: task_of(cluster, task_id)["messages"] is not None, "the question is in the log")
     action = take(aes)
     progress(aes, action, status="working", step="think")
     wait_for(lambda: task_of(cluster, task_id)["status"] == "working", "working")
@@ -114,7 +114,7 @@ def test_a_tasks_record_from_its_beginning_to_its_end(cluster: Cluster, aes: red
     answer(aes, action)
     wait_for(lambda: task_of(cluster, task_id)["status"] == "completed", "completed")
     record = task_of(cluster, task_id)
-    assert record["messages"] == {"epoch": sent["cursor"].split(":")[0], "first": 1, "last": 2}
+    assert record["messages"] == {"epoch": sent["cursor"].split(":")[0], "first": 1, "last": 3}
     assert record["usage"] == {"processing_time": 1.5, "tokens_used": {"total": 7}, "model_used": "m-1"}
     assert record["created_at"] < record["started_at"] <= record["ended_at"]
 
@@ -131,6 +131,29 @@ def test_a_task_that_nobody_knows(cluster: Cluster) -> None:
     assert task_of(cluster, sent["task_id"])["status"] == "queued"
 
 
+def test_what_a_user_says_is_shown_on_all_of_his_devices(cluster: Cluster, aes: redis.Redis) -> None:
+    """Once, before the first that is said of it, and to who comes later as well."""
+    session_id = "devices"
+    with (
+        open_socket(cluster.pods[0], session_id) as socket,
+        open_socket(cluster.pods[1], session_id) as other,
+    ):
+        receive(socket), receive(other)
+        for number in range(20):
+            words = {"type": "chat", "message": f"question {number}", "client_message_id": f"m-{number}"}
+            socket.send(json.dumps(words))
+            answer(aes, take(aes), f"answer {number}")
+        for device in (socket, other):
+            told = receive_logged(device, 40)
+            asked = [message for message in told if message["type"] == "user_message"]
+            assert [one["data"]["client_message_id"] for one in asked] == [f"m-{n}" for n in range(20)]
+            for one in asked:
+                of_task = [message["type"] for message in told if message["task_id"] == one["task_id"]]
+                assert of_task == ["user_message", "agent_response"]
+    status, page = get(f"{cluster.pods[0].url}/api/chat/sessions/{session_id}/messages", headers=WHO)
+    assert (status, page["messages"][0]["data"]["message"]) == (200, "question 0")
+
+
 # Deadlines.
 
 
@@ -142,7 +165,7 @@ def test_a_silent_aes_ends_in_a_timeout(cluster: Cluster, aes: redis.Redis) -> N
         _, sent = send(cluster, "silent", timeout="1")
         action = take(aes)
         assert action["timeout"] == 1
-        (ended,) = receive_logged(socket, 1)
+        (ended,) = receive_ends(socket, 1)
         took = time.time() - began
         assert (ended["type"], ended["data"]["status"], ended["data"]["retryable"]) == (
             "error",
@@ -166,7 +189,7 @@ def test_progress_can_ask_for_more_time(cluster: Cluster, aes: redis.Redis) -> N
         progress(aes, action, status="working", timeout=4)
         wait_for(lambda: task_of(cluster, sent["task_id"])["deadline_at"] > sent["deadline_at"], "later")
         began = time.time()
-        told = receive_logged(socket, 2)
+        told = receive_ends(socket, 2)
         assert [message["type"] for message in told] == ["task_update", "error"]
         assert 2 + GRACE_S < time.time() - began < 5 + GRACE_S
 
@@ -196,7 +219,7 @@ def test_a_task_is_cancelled(cluster: Cluster, aes: redis.Redis, over: str, when
                     pass
                 told = message["data"]
             assert (told["status"], told["cancelled"]) == ("cancelled", True)
-        (ended,) = receive_logged(socket, 1)
+        (ended,) = receive_ends(socket, 1)
         assert (ended["data"]["status"], ended["data"]["error_code"]) == ("cancelled", "cancelled")
         assert ended["data"]["metadata"]["reason"] == "enough"
         action = action or take(aes)
@@ -267,7 +290,7 @@ def test_a_busy_session_that_is_interrupted(cluster: Cluster, aes: redis.Redis) 
         receive(socket)
         _, first = send(cluster, "interrupt")
         _, second = send(cluster, "interrupt", {"message": "no, this", "busy_policy": "interrupt"})
-        (ended,) = receive_logged(socket, 1)
+        (ended,) = receive_ends(socket, 1)
         assert (ended["task_id"], ended["data"]["status"]) == (first["task_id"], "cancelled")
         assert ended["data"]["metadata"]["reason"] == "interrupted"
         taken = [take(aes) for _ in range(3)]
@@ -278,6 +301,6 @@ def test_a_busy_session_that_is_interrupted(cluster: Cluster, aes: redis.Redis) 
         ]
         for action in taken[:2]:
             answer(aes, action)
-        (told,) = receive_logged(socket, 1)
+        (told,) = receive_ends(socket, 1)
         assert (told["task_id"], told["data"]["status"]) == (second["task_id"], "completed")
         assert silent(socket)

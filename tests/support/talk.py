@@ -36,6 +36,23 @@ def receive(socket: ClientConnection, timeout_s: float = 10.0) -> Message:
     return message
 
 
+def receive_other(socket: ClientConnection, timeout_s: float = 10.0) -> Message:
+    """The next message that is no echo of what a user said."""
+    while (message := receive(socket, timeout_s))["type"] == "user_message":
+        pass
+    return message
+
+
+def receive_ends(socket: ClientConnection, count: int, timeout_s: float = 10.0) -> list[Message]:
+    """The next ``count`` messages of the log that an agent brought about."""
+    found: list[Message] = []
+    while len(found) < count:
+        message = receive_other(socket, timeout_s)
+        if "seq" in message["metadata"]:
+            found.append(message)
+    return found
+
+
 def receive_logged(socket: ClientConnection, count: int, timeout_s: float = 10.0) -> list[Message]:
     """The next ``count`` messages of the session log; others are passed over."""
     found: list[Message] = []

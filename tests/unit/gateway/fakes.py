@@ -673,6 +673,11 @@ class FakeTasks:
             if self.names.get((listed, name), ("",))[0] == due.task_id:
                 del self.names[listed, name]
 
+    async def settle_pushed(self, task: NewTask) -> None:
+        """As the real one."""
+        due = Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
+        await self.settle(task.callback_list, due, pushed=True)
+
     async def forget(self, task: NewTask) -> None:
         """As the real one."""
         due = Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
