@@ -9,6 +9,7 @@ OrchestratorError
 ├── LimitReached             there is no room for one more of something that is kept in Redis
 ├── NameUsed                 a name under which a send may be repeated was used for something else
 ├── Busy                     a session has tasks that do not allow another one now
+├── InputExpired             what an agent asked was answered too late
 ├── UnknownTask              there is no such task, or nothing is known of it any more
 ├── NotYours                 the session belongs to another user
 └── RedisUnavailable         Redis did not answer, or not in time
@@ -88,6 +89,10 @@ class Busy(OrchestratorError):
     def __init__(self, tasks: list[str]) -> None:
         self.tasks = tasks
         super().__init__(f"{len(tasks)} tasks run")
+
+
+class InputExpired(OrchestratorError):
+    """What an agent asked was answered too late."""
 
 
 class UnknownTask(OrchestratorError):

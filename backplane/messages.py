@@ -38,6 +38,11 @@ def timestamp(now: float) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{millisecond:03d}Z"
 
 
+def seconds(at: str) -> float:
+    """The time of a `timestamp`, in seconds since 1970."""
+    return datetime.fromisoformat(at).timestamp()
+
+
 def to_json(message: Message) -> bytes:
     """A message that does not belong to a log, whole."""
     return _encode(message)

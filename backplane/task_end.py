@@ -1,9 +1,11 @@
-"""How a task ends that the AES does not end, and the word to the AES: [P] pure."""
+"""What is said to the AES and to clients of a task that runs, and how it ends if the AES does not end it: [P]
+pure."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from hashlib import blake2b
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -61,29 +63,80 @@ def cancel_action(
         context: the ``context_id`` of the action that it cancels.
         now: seconds since 1970.
     """
+    base = _base(task_id, session_id, tenant_id, tier, agent_id, context, queue_name, callback_queue, now)
+    more = {"action_id": str(action_id), "action_type": "chat.cancel", "data": {}, "reason": reason}
+    return msgspec.json.encode({**base, **more})
+
+
+def input_action(
+    action_id: UUID,
+    task_id: str,
+    session_id: str,
+    tenant_id: str,
+    tier: str,
+    agent_id: str,
+    context: str,
+    queue_name: str,
+    callback_queue: str,
+    input_id: str,
+    value: Any,
+    now: float,
+) -> bytes:
+    """The ``execution.input`` action: what a user answers to what his agent has asked him; as JSON.
+
+    Args:
+        context: and ``now`` as of `cancel_action`.
+        value: JSON values, or `msgspec.Raw`.
+    """
+    base = _base(task_id, session_id, tenant_id, tier, agent_id, context, queue_name, callback_queue, now)
+    data = {"input_id": input_id, "value": value}
+    more = {"action_id": str(action_id), "action_type": "execution.input", "data": data}
+    return msgspec.json.encode({**base, **more})
+
+
+def input_entry(task_id: str, session_id: str, tenant_id: str, tier: str, input_id: str, now: float) -> Entry:
+    """That what an agent asked has been answered, for all of the session's devices.
+
+    Args:
+        now: seconds since 1970.
+    """
+    data = {
+        "task_id": task_id, "status": "working", "step": "input_received", "message": None, "progress": None,
+        "tool": None, "input_id": input_id,
+    }  # fmt: skip
+    message = Message(timestamp(now), "task_update", task_id, session_id, tenant_id, tier or None, data, {})
+    digest = blake2b(f"input\0{task_id}\0{input_id}".encode(), digest_size=12).digest()
+    return Entry(session_id, digest, to_entry(message), "p", task_id, "working")
+
+
+def _base(
+    task_id: str,
+    session_id: str,
+    tenant_id: str,
+    tier: str,
+    agent_id: str,
+    context: str,
+    queue_name: str,
+    callback_queue: str,
+    now: float,
+) -> dict[str, Any]:
     at = datetime.fromtimestamp(now, UTC).isoformat()
     base = {"tenant_id": tenant_id, "tenant_tier": tier, "session_id": session_id}
-    return msgspec.json.encode(
-        {
-            "action_id": str(action_id),
-            "action_type": "chat.cancel",
-            "task_id": task_id,
+    return {
+        "task_id": task_id,
+        **base,
+        "execution_context": {
+            "context_id": context,
+            "context_type": context.partition("-")[0],
             **base,
-            "execution_context": {
-                "context_id": context,
-                "context_type": context.partition("-")[0],
-                **base,
-                "primary_agent_id": agent_id,
-                "agents": [agent_id],
-                "collections": [],
-                "metadata": {},
-                "created_at": at,
-            },
-            "data": {},
-            "metadata": {"headers": {}, "created_at": at},
-            "callback_queue": callback_queue,
-            "queue_metadata": {"enqueued_at": at, "target_domain": "execution", "queue_name": queue_name},
-            "timestamp": at,
-            "reason": reason,
-        }
-    )
+            "primary_agent_id": agent_id,
+            "agents": [agent_id],
+            "collections": [],
+            "metadata": {},
+            "created_at": at,
+        },
+        "metadata": {"headers": {}, "created_at": at},
+        "callback_queue": callback_queue,
+        "queue_metadata": {"enqueued_at": at, "target_domain": "execution", "queue_name": queue_name},
+        "timestamp": at,
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from backplane.errors import QueueFull
 from backplane.keys import Keys
 from backplane.scripts import ENQUEUE
@@ -12,7 +10,8 @@ from backplane.wire import Argument
 
 _MARK_KEPT_S = 6 * 3600  # longer than a task is only reserved, also while no router lives for hours
 
-What = Literal["run", "cancel"]
+What = str
+"""``run``, ``cancel``, or ``input-`` and the id of what was asked."""
 
 
 class TaskQueue:

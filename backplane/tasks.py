@@ -17,10 +17,18 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from backplane.appending import Appending, Entry
-from backplane.errors import Busy, NameUsed, NotYours, RedisRefused, RedisUnavailable, UnknownTask
+from backplane.errors import (
+    Busy,
+    InputExpired,
+    NameUsed,
+    NotYours,
+    RedisRefused,
+    RedisUnavailable,
+    UnknownTask,
+)
 from backplane.keys import Keys
 from backplane.position import Position, new_epoch
-from backplane.scripts import ACCEPT, CANCEL, DUE, END_TASK, SETTLE, Script
+from backplane.scripts import ACCEPT, CANCEL, DUE, END_TASK, INPUT, LOG_EVENT, SETTLE, Script
 from backplane.settings import Settings
 from backplane.store import Store
 from backplane.wire import Argument, forget
@@ -250,6 +258,48 @@ class Tasks:
             raise NotYours
         due = Due(task_id, status, *rest)
         return due if status == "cancelling" else due._replace(reason=reason)
+
+    async def take_input(
+        self, found: Found, task_id: str, user: str, input_id: str, fingerprint: str
+    ) -> Due | None:
+        """Take a client's answer to what a task's agent has asked.
+
+        Args:
+            fingerprint: of the answer, which may be sent again.
+
+        Returns:
+            The task; None if nothing of this id is asked (any more), or something else was answered.
+
+        Raises:
+            InputExpired: it came too late.
+            UnknownTask, NotYours, RedisUnavailable: as `begin_cancel`.
+        """
+        keys, listed = self._keys, found.callback_list
+        names = [
+            keys.task(listed, task_id), keys.session(listed, found.fields.get("session_id", ""))
+        ]  # fmt: skip
+        reply = await self._store.script(INPUT, names, [user, input_id, fingerprint, *_DUE_FIELDS])
+        what, *rest = (part.decode("utf-8", "replace") for part in reply)
+        if what == "unknown":
+            raise UnknownTask
+        if what == "not_yours":
+            raise NotYours
+        if what == "expired":
+            raise InputExpired
+        return Due(task_id, *rest) if what == "taken" else None
+
+    async def report(self, callback_list: str, entry: Entry, now: float) -> None:
+        """Append a message about how a task goes to its session's log, once.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        base = self._keys.session(callback_list, entry.session_id)
+        names = [base, self._keys.task(callback_list, entry.task_id), self._keys.due(callback_list)]
+        if self._store.clustered:
+            names += [f"{base}:{part}" for part in ("log", "seen", "tasks", "streams")]
+        args = [*self._appending.arguments(callback_list, now), *entry.arguments(0)]
+        await self._store.script(LOG_EVENT, names, args)
 
     async def end(self, callback_list: str, entry: Entry, wanted: str, now: float) -> str:
         """End a task that the AES does not end.

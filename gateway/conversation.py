@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
+
 from backplane.errors import InvalidId, RedisUnavailable
 from backplane.keys import check_id
 from backplane.log import Logger
@@ -68,6 +70,8 @@ class Conversation:
                 self._chat(connection, message)
             elif isinstance(message, protocol.Cancel):
                 self._cancel(connection, message)
+            elif isinstance(message, protocol.Input):
+                self._input(connection, message)
             elif isinstance(message, protocol.Subscribe):
                 self._subscribe(connection, message)
             elif isinstance(message, protocol.Unsubscribe):
@@ -154,6 +158,24 @@ class Conversation:
             raise protocol.BadMessage(error, message.ref) from None
         work = self._desk.cancel(
             identity.grant, _stated(identity), message.task_id, message.client_message_id, message.reason
+        )
+        self._begin(connection, message.ref, work)
+
+    # input
+
+    def _input(self, connection: Connection, message: protocol.Input) -> None:
+        identity = connection.identity
+        assert identity is not None
+        try:
+            self._authenticator.check(identity.grant)
+            msgspec.json.decode(message.value)
+        except msgspec.DecodeError as error:
+            detail = f"value is not JSON: {error}"
+            raise protocol.BadMessage(ClientError(400, "not_json", detail), message.ref) from None
+        except ClientError as error:
+            raise protocol.BadMessage(error, message.ref) from None
+        work = self._desk.answer(
+            identity.grant, _stated(identity), message.task_id, message.input_id, message.value
         )
         self._begin(connection, message.ref, work)
 

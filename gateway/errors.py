@@ -42,6 +42,8 @@ ERROR_CODES = {
     "closed_by_admin": "an administrator closed the connection; the text says why",
     "too_many_revocations": "there is no room for one more revocation",
     "unknown_task": "there is no such task, or it ended too long ago",
+    "input_not_wanted": "the task does not wait for this input, or it was answered already",
+    "input_expired": "the input came too late",
     "idempotency_conflict": "the Idempotency-Key or client_message_id was used for another message",
     "session_busy": "a task of the session still runs, and its policy refuses another one",
     "too_many_tasks": "too many tasks of the session run",

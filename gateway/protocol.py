@@ -53,6 +53,15 @@ class Cancel(msgspec.Struct, tag="cancel"):
     ref: Ref | None = None
 
 
+class Input(msgspec.Struct, tag="input"):
+    """The same as ``POST /api/chat/tasks/{task_id}/input``."""
+
+    task_id: Annotated[str, msgspec.Meta(max_length=128)]
+    input_id: Annotated[str, msgspec.Meta(max_length=128)]
+    value: msgspec.Raw
+    ref: Ref | None = None
+
+
 _Topics = Annotated[
     list[Annotated[str, msgspec.Meta(max_length=128)]], msgspec.Meta(min_length=1, max_length=100)
 ]
@@ -72,7 +81,7 @@ class Unsubscribe(msgspec.Struct, tag="unsubscribe"):
     ref: Ref | None = None
 
 
-ClientMessage = Ping | Pong | Ack | Auth | Chat | Cancel | Subscribe | Unsubscribe
+ClientMessage = Ping | Pong | Ack | Auth | Chat | Cancel | Input | Subscribe | Unsubscribe
 
 
 class _Head(msgspec.Struct):
@@ -100,7 +109,7 @@ class BadMessage(ClientError):
         self.ref = ref
 
 
-TYPES = ("ping", "pong", "ack", "auth", "chat", "cancel", "subscribe", "unsubscribe")
+TYPES = ("ping", "pong", "ack", "auth", "chat", "cancel", "input", "subscribe", "unsubscribe")
 
 _decode = msgspec.json.Decoder(ClientMessage).decode
 _decode_head = msgspec.json.Decoder(_Head).decode

@@ -1,8 +1,8 @@
-"""``GET /api/chat/tasks/{task_id}`` and ``POST /api/chat/tasks/{task_id}/cancel``."""
+"""``/api/chat/tasks/{task_id}``: how a task goes, its cancel, and answers to what its agent asks."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -22,6 +22,14 @@ class _Cancel(msgspec.Struct):
     reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
+class _Input(msgspec.Struct):
+    input_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    value: msgspec.Raw
+
+
+T = TypeVar("T")
+
+
 def task_routes(pod: Pod) -> list[Route]:
     """The routes."""
 
@@ -32,17 +40,29 @@ def task_routes(pod: Pod) -> list[Route]:
     async def cancel(request: Request) -> Response:
         grant = await pod.authenticator.grant(bearer_token(request))
         raw = await read_body(request, pod.settings)
-        reason = _reason(raw, pod.settings.json_depth_max) if raw else ""
+        reason = _decode(raw, _Cancel, pod.settings.json_depth_max).reason if raw else ""
         task_id = request.path_params["task_id"]
         return json_response(await pod.desk.cancel(grant, stated(request), task_id, None, reason))
 
-    return [Route(PATH, show), Route(f"{PATH}/cancel", cancel, methods=["POST"])]
+    async def answer(request: Request) -> Response:
+        grant = await pod.authenticator.grant(bearer_token(request))
+        said = _decode(await read_body(request, pod.settings), _Input, pod.settings.json_depth_max)
+        task_id = request.path_params["task_id"]
+        told = await pod.desk.answer(grant, stated(request), task_id, said.input_id, said.value)
+        return json_response(told)
+
+    return [
+        Route(PATH, show),
+        Route(f"{PATH}/cancel", cancel, methods=["POST"]),
+        Route(f"{PATH}/input", answer, methods=["POST"]),
+    ]
 
 
-def _reason(raw: bytes, depth: int) -> str:
+def _decode(raw: bytes, kind: type[T], depth: int) -> T:
     check_depth(raw, depth)
     try:
-        return msgspec.json.decode(raw, type=_Cancel).reason
+        msgspec.json.decode(raw)  # what is passed on unread has to be JSON, too
+        return msgspec.json.decode(raw, type=kind)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

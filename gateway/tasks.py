@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any
+from uuid import uuid4
 
 import msgspec
 
-from backplane.errors import NotYours, RedisUnavailable, UnknownTask
+from backplane.errors import InputExpired, NotYours, QueueFull, RedisUnavailable, UnknownTask
 from backplane.log import Logger
 from backplane.session_log import Running, SessionLog
 from backplane.task_cancel import finish_cancel
+from backplane.task_end import input_action, input_entry
 from backplane.task_queue import TaskQueue
 from backplane.tasks import ENDED, Due, Found, NewTask, Tasks, send_name
 from gateway.errors import ClientError, session_taken
@@ -85,6 +89,52 @@ class TaskDesk:
         status = await finish_cancel(self._tasks, self._queue, found.callback_list, identity.tenant_id, due)
         self.cancelled += not status
         return _cancelled(task_id, status or "cancelled")
+
+    async def answer(
+        self, grant: Grant, stated: Stated, task_id: str, input_id: str, value: msgspec.Raw
+    ) -> dict[str, Any]:
+        """Pass on what a user answers to what his agent has asked.
+
+        Args:
+            value: any JSON.
+
+        Raises:
+            ClientError: 404 there is no such task, 403 it is another user's or session's, 409 it does not
+                wait for this, or not any more, 503 the queue is full.
+            RedisUnavailable: Redis did not answer; it may be sent again.
+        """
+        valid_id(input_id, "input_id")
+        found, identity = await self._find(grant, stated, task_id, "chat")
+        fingerprint = blake2b(bytes(value), digest_size=16).hexdigest()
+        try:
+            due = await self._tasks.take_input(found, task_id, identity.owner, input_id, fingerprint)
+        except UnknownTask:
+            raise _unknown() from None
+        except NotYours:
+            raise session_taken() from None
+        except InputExpired:
+            raise ClientError(409, "input_expired", "the agent does not wait for this any more") from None
+        if due is None:
+            detail = "the task does not wait for this input, or it was answered already"
+            raise ClientError(409, "input_not_wanted", detail)
+        await self._pass_on(found.callback_list, identity, due, input_id, value)
+        return {"success": True, "task_id": task_id, "input_id": input_id}
+
+    async def _pass_on(
+        self, callback_list: str, identity: Identity, due: Due, input_id: str, value: msgspec.Raw
+    ) -> None:
+        now = time.time()
+        action = input_action(
+            uuid4(), due.task_id, due.session_id, identity.tenant_id, due.tier, due.agent_id, due.context,
+            due.queue, callback_list, input_id, value, now,
+        )  # fmt: skip
+        try:
+            await self._queue.push(due.queue, due.task_id, f"input-{input_id}", action)
+        except QueueFull:
+            detail = f"too many messages of tier {due.tier} wait for agents; send it again"
+            raise ClientError(503, "queue_full", detail, retry_after_s=5) from None
+        entry = input_entry(due.task_id, due.session_id, identity.tenant_id, due.tier, input_id, now)
+        await self._tasks.report(callback_list, entry, now)
 
     def finish(self, callback_list: str, tenant_id: str, task_ids: list[str]) -> None:
         """End tasks that are being cancelled already; whatever goes wrong, a router does it later."""

@@ -24,8 +24,8 @@ end
 --
 -- append(base, from, count, group, forced, asked) appends one session's entries. ARGV[from…] holds `count` times
 -- position, digest, body, kind, task, detail. Without a digest it is only published. `kind` is 't' for what ends
--- a task (`detail` is how, and its usage), 'p' for a report of its progress (`detail` is its status, and
--- the ms by which it asks to be given more time), 'c' for a piece of its answer (`body` is the inside of a JSON string,
+-- a task (`detail` is how, and its usage), 'p' for a report of its progress (`detail` is its status,
+-- the ms by which it asks to be given more time, and the id of what it asks the user and until when), 'c' for a piece of its answer (`body` is the inside of a JSON string,
 -- `detail` see _stream.lua), '' for what is of no task. `forced` entries end a task that
 -- is being cancelled; all others of such a task, or of one that has ended, come too late.
 -- `asked` is a task whose question is due; see task_notes().

@@ -2,7 +2,8 @@
 -- started, ended, deadline and latest (how far the deadline can be put off) in ms since 1970, attempt, cursor
 -- (the session's position before it), epoch, first and last (of its messages in the log), question (what it was asked,
 -- as a log entry, as long as that is not in the log), usage (JSON), reason (why it is cancelled), late and late_answer
--- (what came after its end).
+-- (what came after its end), input and input_expires (what its agent asks the user: its id, until when) and
+-- input_answer (the id of what was answered last, and a fingerprint of the answer).
 --
 -- A status: 'reserved' (its action is about to be pushed), 'queued', 'working', 'input_required', 'cancelling', and at
 -- the end 'completed', 'failed', 'timeout' or 'cancelled'. A task that runs is in its session's `…:tasks` and in its
@@ -72,8 +73,10 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
     if kind == 't' then
       fields.ended = now
       if more ~= '' then fields.usage = more end
-    elseif more ~= '' then
-      local deadline = math.min(now + tonumber(more), tonumber(record[4] or 0))
+    else
+      local longer, input, expires = string.match(more, '^(%d*) ?(%S*) ?(%d*)$')
+      if kind == 'p' then fields.input, fields.input_expires = input or '', expires or '' end
+      local deadline = math.min(now + (tonumber(longer) or 0), tonumber(record[4] or 0))
       if deadline > tonumber(record[5] or 0) then
         record[5], fields.deadline, fields.due = deadline, deadline, true
       end

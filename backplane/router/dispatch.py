@@ -16,8 +16,8 @@ from msgspec import Raw
 from backplane.appending import Entry
 from backplane.errors import BadCallback
 from backplane.events import event
-from backplane.keys import TIERS
-from backplane.messages import Message, MessageData, to_entry, to_live
+from backplane.keys import TIERS, is_id
+from backplane.messages import Message, MessageData, seconds, timestamp, to_entry, to_live
 from backplane.router.callback import (
     EVENT,
     Callback,
@@ -58,7 +58,8 @@ _USAGE_MAX_BYTES = 4_096  # as far as it is noted with the task; its message has
 _TOPIC = re.compile(r"[A-Za-z0-9._~:/@+-]{1,128}", re.ASCII)
 PARTS = ("text", "reasoning")
 _OFFSETS = 2**53
-_EXTENSION_MAX_S = 7 * 86_400
+_EXTENSION_MAX_S = 7 * 86_400.0
+_fields_decoder = msgspec.json.Decoder(Fields)
 
 
 def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
@@ -218,17 +219,60 @@ def _with_attempt(callback: Callback, status: str) -> str:
 
 
 def _reported(callback: Callback, tenant_id: str, at: str) -> Entry:
-    body, digest = to_entry(_progress(callback, tenant_id, at)), _progress_digest(callback)
-    if callback.task_id is None:
-        return Entry(callback.session_id, digest, body)
-    fields = callback.data or {}
+    digest, fields = _progress_digest(callback), callback.data or {}
     waits = text(fields.get("status"), "data.status") == "input_required"
     status = _with_attempt(callback, "input_required" if waits else "working")
-    extended_s = plain(fields.get("timeout", NULL), "data.timeout")
-    if isinstance(extended_s, bool) or not isinstance(extended_s, int | float) or extended_s <= 0:
-        return Entry(callback.session_id, digest, body, "p", callback.task_id, status)
-    detail = f"{status} {int(min(extended_s, _EXTENSION_MAX_S) * 1000)}"
+    longer_s = _seconds(fields.get("timeout"), "data.timeout")
+    asked = _members(fields.get("input")) if waits else {}
+    if callback.task_id is None:
+        return Entry(callback.session_id, digest, to_entry(_progress(callback, tenant_id, at)))
+    if not asked:
+        body = to_entry(_progress(callback, tenant_id, at))
+        detail = f"{status} {int(longer_s * 1000)}" if longer_s else status
+        return Entry(callback.session_id, digest, body, "p", callback.task_id, detail)
+    input_id = text(asked.get("input_id"), "data.input.input_id") or digest.hex()
+    if not is_id(input_id):
+        raise BadCallback("wrong_type", f"data.input.input_id is not a valid id: {ascii(input_id)[:60]}")
+    expires_s = _seconds(asked.get("expires_in"), "data.input.expires_in")
+    expires_ms = int((seconds(at) + expires_s) * 1000) if expires_s else 0
+    body = to_entry(_asked(callback, tenant_id, at, input_id, asked, expires_ms))
+    detail = f"{status} {int(max(longer_s, expires_s) * 1000)} {input_id} {expires_ms}"
     return Entry(callback.session_id, digest, body, "p", callback.task_id, detail)
+
+
+def _asked(
+    callback: Callback, tenant_id: str, at: str, input_id: str, asked: Fields, expires_ms: int
+) -> Message:
+    schema = asked.get("schema", NULL)
+    plain(schema, "data.input.schema")
+    data: MessageData = {
+        "task_id": callback.task_id,
+        "input_id": input_id,
+        "prompt": text(asked.get("prompt"), "data.input.prompt"),
+        "schema": schema,
+        "expires_at": timestamp(expires_ms / 1000) if expires_ms else None,
+        "status": "input_required",
+    }
+    return _message(callback, tenant_id, at, "input_required", data)
+
+
+def _members(raw: Raw | None) -> Fields:
+    if raw is None or is_null(raw):
+        return {}
+    if first_byte(raw) != b"{":
+        raise BadCallback("wrong_type", "data.input must be an object")
+    try:
+        return _fields_decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadCallback("not_json", f"data.input: {error}") from None
+
+
+def _seconds(raw: Raw | None, what: str) -> float:
+    """A time span, at most a week; 0 if there is none."""
+    value = None if raw is None else plain(raw, what)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        return 0.0
+    return min(float(value), _EXTENSION_MAX_S)
 
 
 def _progress(callback: Callback, tenant_id: str, at: str) -> Message:

@@ -14,7 +14,15 @@ import pytest
 import redis
 
 from tests.support.processes import Cluster, get, post, wait_for
-from tests.support.talk import Message, open_socket, receive, receive_ends, receive_logged, silent
+from tests.support.talk import (
+    Message,
+    open_socket,
+    receive,
+    receive_ends,
+    receive_logged,
+    receive_other,
+    silent,
+)
 
 LIST = "orchestrator:acme:callbacks"
 QUEUE = "nooble4:dev:agent_execution_service:actions:free"
@@ -304,3 +312,64 @@ def test_a_busy_session_that_is_interrupted(cluster: Cluster, aes: redis.Redis) 
         (told,) = receive_ends(socket, 1)
         assert (told["task_id"], told["data"]["status"]) == (second["task_id"], "completed")
         assert silent(socket)
+
+
+# What an agent asks its user.
+
+
+def ask(aes: redis.Redis, action: dict[str, Any], input_id: str, **more: Any) -> None:
+    progress(aes, action, status="input_required", input={"input_id": input_id, "prompt": "Which?", **more})
+
+
+def test_an_agent_asks(cluster: Cluster, aes: redis.Redis) -> None:
+    """All devices see the question; the first answer counts, once, and all see that it was given."""
+    session_id = "asks"
+    with (
+        open_socket(cluster.pods[0], session_id) as socket,
+        open_socket(cluster.pods[1], session_id) as other,
+    ):
+        receive(socket), receive(other)
+        _, sent = send(cluster, session_id, timeout="5")
+        action = take(aes)
+        ask(aes, action, "i-1", schema={"type": "string"}, expires_in=60)
+        for device in (socket, other):
+            (asked,) = receive_ends(device, 1)
+            assert asked["type"] == "input_required"
+            data = asked["data"]
+            assert (data["input_id"], data["prompt"], data["schema"]) == ("i-1", "Which?", {"type": "string"})
+            assert data["expires_at"] is not None
+        record = task_of(cluster, sent["task_id"])
+        assert (record["status"], record["input_required"]) == ("working", True)
+        assert record["deadline_at"] > sent["deadline_at"]
+        said = {"type": "input", "task_id": sent["task_id"], "input_id": "i-1", "value": {"a": [1]}, "ref": 7}
+        for _ in range(3):
+            other.send(json.dumps(said))
+        acks = [message for message in (receive_other(other) for _ in range(4)) if message["type"] == "ack"]
+        assert len(acks) == 3
+        taken = take(aes)
+        assert (taken["action_type"], taken["task_id"]) == ("execution.input", sent["task_id"])
+        assert taken["data"] == {"input_id": "i-1", "value": {"a": [1]}}
+        assert aes.llen(QUEUE) == 0
+        (update,) = receive_ends(socket, 1)
+        assert (update["data"]["step"], update["data"]["input_id"]) == ("input_received", "i-1")
+        assert not task_of(cluster, sent["task_id"])["input_required"]
+        url = f"{cluster.pods[0].url}/api/chat/tasks/{sent['task_id']}/input"
+        for body in ({"input_id": "i-1", "value": "other"}, {"input_id": "i-2", "value": 1}):
+            assert post(url, body, headers=WHO)[1]["error_code"] == "input_not_wanted"
+        answer(aes, action)
+        (ended,) = receive_ends(socket, 1)
+        assert ended["type"] == "agent_response"
+        assert silent(socket)
+
+
+def test_an_answer_that_comes_too_late(cluster: Cluster, aes: redis.Redis) -> None:
+    """It is told so; the agent goes on as it can."""
+    _, sent = send(cluster, "late-input")
+    action = take(aes)
+    ask(aes, action, "i-1", expires_in=0.05)
+    wait_for(lambda: task_of(cluster, sent["task_id"])["input_required"], "asked")
+    url = f"{cluster.pods[0].url}/api/chat/tasks/{sent['task_id']}/input"
+    expired_at = time.time() + 0.1
+    wait_for(lambda: time.time() > expired_at, "expired")
+    assert post(url, {"input_id": "i-1", "value": 1}, headers=WHO)[1]["error_code"] == "input_expired"
+    assert aes.llen(QUEUE) == 0

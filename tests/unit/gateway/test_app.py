@@ -15,6 +15,7 @@ from tests.unit.gateway.web import BODY, StubPod, check_problem, client_of, with
 HEALTH = ["/health", "/livez", "/readyz"]
 CLIENTS = [
     ("POST", "/api/broadcast"),
+    ("POST", "/api/chat/tasks/t-1/input"),
     ("POST", "/api/chat/send"),
     ("GET", "/api/chat/sessions/s-1/messages"),
     ("GET", "/api/chat/tasks/t-1"),

@@ -151,6 +151,7 @@ def test_the_types_that_are_named_are_those_that_are_read() -> None:
         "ack": {"seq": 0},
         "auth": {"token": "a.b.c"},
         "chat": {"message": "x"},
+        "input": {"task_id": "t", "input_id": "i", "value": None},
         "subscribe": {"topics": ["a"]},
         "unsubscribe": {"topics": ["a"]},
     }
