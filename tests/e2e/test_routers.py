@@ -16,7 +16,7 @@ import redis
 from tests.support.accounting import callback
 from tests.support.processes import Cluster, Process, free_port, get, wait_for
 from tests.support.sabotage import MARKER, sabotaged
-from tests.support.talk import open_socket, receive, receive_logged, silent
+from tests.support.talk import open_socket, receive, receive_ends, receive_logged, receive_other, silent
 
 TENANTS = [f"tenant-{n}" for n in range(60)]
 
@@ -177,15 +177,15 @@ def test_a_hot_tenant_is_spread_over_several_lists(tmp_path: Path) -> None:
             with open_socket(cluster.pods[0], session_id, tenant_id="hot") as socket:
                 receive(socket)
                 socket.send(json.dumps({"type": "chat", "ref": 1, "message": "hello"}))
-                assert receive(socket)["type"] == "ack"
+                assert receive_other(socket)["type"] == "ack"
                 action = json.loads(str(aes.rpop("nooble4:dev:agent_execution_service:actions:free")))
                 told[session_id] = action["callback_queue"]
                 for n in range(3):  # as told, and as an AES that knows one list only
                     aes.lpush(action["callback_queue"], callback("hot", session_id, f"told.{n}"))
-                assert [m["task_id"] for m in receive_logged(socket, 3)] == ["told.0", "told.1", "told.2"]
+                assert [m["task_id"] for m in receive_ends(socket, 3)] == ["told.0", "told.1", "told.2"]
                 for n in range(20):
                     aes.lpush("orchestrator:hot:callbacks", callback("hot", session_id, f"plain.{n}"))
-                plain = [m["task_id"] for m in receive_logged(socket, 20)]
+                plain = [m["task_id"] for m in receive_ends(socket, 20)]
                 assert plain == [f"plain.{n}" for n in range(20)]
                 assert silent(socket)
         names = {"orchestrator:hot:callbacks", *(f"orchestrator:hot:callbacks:{n}" for n in range(1, 4))}
