@@ -164,12 +164,16 @@ class SessionLog:
         """Have no more of a channel's messages."""
         self._feed.unsubscribe(channel)
 
-    async def resume(self, session: str, cursor: Position | None, user: str = "") -> Resumed:
+    async def resume(
+        self, session: str, cursor: Position | None, user: str = "", reread: int | None = None
+    ) -> Resumed:
         """Where a new connection stands; begins the session if there is none.
 
         Args:
             user: to whom the session belongs from now on, if it is not used yet; empty: to its whole tenant.
                 `backplane.keys.ANY_USER` for who may use all of the tenant's.
+            reread: a seq before the cursor's, behind which the log is read all the same; whether the log
+                reaches back is judged by the cursor.
 
         Raises:
             NotYours: the session belongs to another user.
@@ -177,7 +181,7 @@ class SessionLog:
         """
         epoch, seq = cursor or Position("", 0)
         args: list[Argument] = [epoch, seq, *self._page, new_epoch(time.time()), self._ttl_ms, user]
-        args.append(self._keys.tasks_beside(session))
+        args += [self._keys.tasks_beside(session), "" if reread is None else reread]
         reply = await self._pages(RESUME, session, args)
         if not reply:
             raise NotYours

@@ -225,6 +225,26 @@ class Tasks:
                 return Found(callback_list, fields)
         return None
 
+    async def newest(self, callback_list: str, session_id: str) -> tuple[str, str] | None:
+        """The task of a session that runs and was accepted last, and the session's cursor before it.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        base = self._keys.session(callback_list, session_id)
+        ids = [task.decode() for task in await self._store.call("ZRANGE", f"{base}:tasks", 0, -1)]
+        reads = [
+            self._store.call("HMGET", self._keys.task(callback_list, task), "accepted", "status", "cursor")
+            for task in ids
+        ]
+        told = [[_text(part) for part in record] for record in await asyncio.gather(*reads)]
+        running = [
+            (int(accepted), task, cursor)
+            for task, (accepted, status, cursor) in zip(ids, told, strict=True)
+            if accepted and status not in ENDED
+        ]
+        return max(running)[1:] if running else None
+
     async def named(self, tenant_id: str, name: str) -> str | None:
         """The task that was sent under a name (see `send_name`).
 

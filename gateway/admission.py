@@ -14,9 +14,9 @@ from backplane.errors import RedisUnavailable
 from backplane.rate_limiter import RateLimiter
 from backplane.settings import Settings
 from gateway.addresses import Proxies
-from gateway.connection import Connection, State
 from gateway.errors import ClientError
 from gateway.identity import Identity
+from gateway.listener import Listener, State
 from gateway.pace import take
 
 _ADDRESSES = 50_000  # whose handshakes a pod remembers; the longest silent go first
@@ -49,12 +49,12 @@ class Admission:
         self._knocks: OrderedDict[str, float] = OrderedDict()
         self._by_address: dict[str, int] = {}
         self.most = settings.connections_max
-        self._entering: set[Connection] = set()
+        self._entering: set[Listener] = set()
         self._sockets = 0
 
     # Before anything is known but the address.
 
-    async def knock(self, connection: Connection, forwarded: str | None) -> None:
+    async def knock(self, connection: Listener, forwarded: str | None) -> None:
         """Take a socket in as far as the pod and its address are concerned; `gone` counts it out.
 
         Args:
@@ -108,7 +108,7 @@ class Admission:
 
     # Once it is known who it is.
 
-    async def join(self, connection: Connection, identity: Identity) -> None:
+    async def join(self, connection: Listener, identity: Identity) -> None:
         """Count a socket among those of its tenant, session and user, on all pods; `gone` counts it out.
 
         Args:
@@ -132,11 +132,11 @@ class Admission:
         if connection.state == State.CLOSED:  # it has gone meanwhile
             self.leave(connection)
 
-    def entered(self, connection: Connection) -> None:
+    def entered(self, connection: Listener) -> None:
         """A socket that has joined is among the open ones now."""
         self._entering.discard(connection)
 
-    async def rewrite(self, connections: Iterable[Connection]) -> None:
+    async def rewrite(self, connections: Iterable[Listener]) -> None:
         """Set this pod's counts in Redis right.
 
         Args:
@@ -153,7 +153,7 @@ class Admission:
 
     # Afterwards.
 
-    def gone(self, connection: Connection) -> None:
+    def gone(self, connection: Listener) -> None:
         """Count a socket out, as far as it was counted."""
         if connection.admitted:
             connection.admitted = False
@@ -167,7 +167,7 @@ class Admission:
                 self._by_address.pop(address, None)
         self.leave(connection)
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: Listener) -> None:
         """Count a socket out in Redis, if it was counted there."""
         self._entering.discard(connection)
         if connection.counted and connection.identity is not None:

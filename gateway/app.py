@@ -15,6 +15,7 @@ from backplane.presence import Summary, living
 from gateway.admin_endpoints import AdminEndpoints
 from gateway.broadcast_endpoint import broadcast_endpoint
 from gateway.errors import ClientError
+from gateway.events_endpoint import events_routes
 from gateway.http import Endpoint, bearer_token, exception_handlers, json_response, problem_response
 from gateway.identity import check_scope
 from gateway.messages_endpoint import messages_endpoint
@@ -50,6 +51,7 @@ def build_app(pod: Pod) -> Starlette:
     routes.append(Route("/api/chat/sessions/{session_id}/messages", messages_endpoint(pod)))
     routes += task_routes(pod)
     routes.append(Route("/api/broadcast", broadcast_endpoint(pod), methods=["POST"]))
+    routes += events_routes(pod)
     if not pod.settings.admin_port:
         routes += _operators_routes(pod)
     return _app(pod, routes)

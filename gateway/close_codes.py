@@ -31,3 +31,15 @@ class CloseCode(IntEnum):
     """Don't: session, tier or parameters are wrong."""
     BAD_FRAME = 4505
     """Don't: too many binary or too large messages, or one beyond every limit."""
+
+
+COME_BACK = frozenset(
+    {
+        CloseCode.GOING_AWAY,
+        CloseCode.RESTART,
+        CloseCode.TRY_LATER,
+        CloseCode.SLOW_CONSUMER,
+        CloseCode.HEARTBEAT_MISSED,
+    }
+)
+"""Those of a client that has done nothing wrong."""

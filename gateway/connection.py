@@ -9,14 +9,14 @@ session's log in Redis until it can.
 from __future__ import annotations
 
 import asyncio
-from enum import IntEnum
+import time
 from typing import TYPE_CHECKING, cast
 
-from gateway import frames
+from gateway import frames, outgoing
 from gateway.close_codes import CloseCode
-from gateway.feed import Feed
+from gateway.framing import SOCKET_FRAMING
 from gateway.identity import Identity
-from gateway.text_stream import envelope
+from gateway.listener import Listener, State
 
 if TYPE_CHECKING:
     from gateway.websocket_endpoint import WebSocketEndpoint
@@ -25,82 +25,33 @@ _CLOSE_HANDSHAKE_S = 5.0  # RFC 6455, 7.1.1: the client's Close is awaited, but 
 _REFUSED_S = 1.0  # and hardly at all of who was not let in
 
 
-class State(IntEnum):
-    """What a connection's bytes mean."""
-
-    OPENING = 0
-    """The request is being judged; the client may not send anything yet."""
-    OPEN = 1
-    CLOSING = 2
-    """A Close was sent, the client's is awaited; only that is still read."""
-    CLOSED = 3
-
-
-class Connection(asyncio.Protocol):
-    """A client's socket; a `gateway.feed.Subscriber`."""
+class Connection(Listener):
+    """A client's socket."""
 
     __slots__ = (
-        "_close_timer",
         "_decoder",
         "_endpoint",
         "_opening",
-        "_slow_timer",
-        "_transport",
-        "acked",
-        "address",
-        "admitted",
         "bad_frames",
-        "behind",
-        "connection_id",
-        "counted",
-        "expires",
-        "feed",
         "full_at",
-        "generation",
-        "heard",
-        "identity",
         "in_flight",
-        "seq",
-        "since",
-        "slot",
-        "state",
         "strikes",
         "struck_at",
-        "token_ends",
-        "topics",
-        "wants_chunks",
     )
 
+    framing = SOCKET_FRAMING
+    renewal = "send auth with a new one"
+
     def __init__(self, endpoint: WebSocketEndpoint) -> None:
+        super().__init__(endpoint.connections)
         self._endpoint = endpoint
-        self._transport: asyncio.Transport | None = None
         self._decoder: frames.FrameDecoder | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._slow_timer: asyncio.TimerHandle | None = None
-        self._close_timer: asyncio.TimerHandle | None = None
-        self.state = State.OPENING
-        self.identity: Identity | None = None
-        self.feed: Feed | None = None
-        self.connection_id = ""
-        self.seq = 0
-        self.acked = -1  # a client that acks is believed more than the transport
-        self.generation = 0
-        self.wants_chunks = False
-        self.behind = False
-        self.heard = 0  # the wheel's tick at which the client was last heard
-        self.slot = -1
-        self.expires = 0  # the wheel's tick from which on it is asked to reconnect; 0: never
-        self.since = 0  # when it was accepted, seconds since 1970
-        self.address: str | None = None  # by which it is counted
-        self.admitted = False  # counted on this pod
-        self.counted = False  # counted on all pods
-        self.token_ends = 0  # the second in which `gateway.expiry` looks at it
         self.full_at = 0.0  # see `gateway.pace`
         self.strikes = 0  # messages over a rate limit, one after the other
         self.struck_at = 0.0
         self.bad_frames = 0
         self.in_flight = 0
-        self.topics: set[str] | None = None
 
     # asyncio.Protocol
 
@@ -108,7 +59,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self._endpoint.tick
+        self.heard = self._connections.tick
         if self._decoder is None:
             self._begin(data)
             return
@@ -121,49 +72,6 @@ class Connection(asyncio.Protocol):
         if failure is not None:
             code = CloseCode.BAD_FRAME if failure.code == frames.TOO_BIG else failure.code
             self.close(code, str(failure))
-
-    def pause_writing(self) -> None:
-        # Nor is it listened to: answers to what it says would pile up where nothing bounds them.
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-        delay_s = self._endpoint.settings.slow_consumer_timeout_s
-        loop = asyncio.get_running_loop()
-        self._slow_timer = loop.call_later(
-            delay_s,
-            self.close,
-            CloseCode.SLOW_CONSUMER,
-            "the socket does not read; come back with the cursor",
-        )
-
-    def resume_writing(self) -> None:
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
-            self._slow_timer = None
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
-        if self.feed is not None and self.state == State.OPEN:
-            self._endpoint.hub.resumed(self.feed, self)
-
-    def eof_received(self) -> None:
-        """The transport closes itself; `connection_lost` follows."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if exc is not None:
-            self._transport = None  # cut off: its buffer was thrown away, so `sent` cannot be told from it
-        self.detach()
-        self.state = State.CLOSED
-        for timer in (self._slow_timer, self._close_timer):
-            if timer is not None:
-                timer.cancel()
-        self._slow_timer = self._close_timer = None
-        self._transport = None
-        self._endpoint.on_gone(self)
-
-    @property
-    def peer(self) -> str | None:
-        """The address at the other end; None if it has none."""
-        name = None if self._transport is None else self._transport.get_extra_info("peername")
-        return name[0] if isinstance(name, tuple) else None
 
     # Opening.
 
@@ -179,7 +87,7 @@ class Connection(asyncio.Protocol):
         """Answer the upgrade request; False if the client has gone meanwhile."""
         if self._transport is None or self._transport.is_closing():
             return False
-        self._transport.set_write_buffer_limits(high=self._endpoint.settings.send_buffer_bytes)
+        self._transport.set_write_buffer_limits(high=self._connections.settings.send_buffer_bytes)
         self._transport.write(response)
         self._decoder = decoder
         self._opening = None
@@ -192,60 +100,28 @@ class Connection(asyncio.Protocol):
             self._transport.write(response)
             self._transport.close()
 
-    # gateway.feed.Subscriber
-
-    @property
-    def envelope(self) -> bytes:
-        identity = self.identity
-        assert identity is not None
-        return envelope(identity.session_id, identity.tenant_id, identity.tenant_tier)
-
-    @property
-    def writable(self) -> bool:
-        return self._slow_timer is None
-
-    @property
-    def sent(self) -> int | None:
-        if self.acked >= 0:
-            return self.acked
-        if self._transport is None or self._transport.get_write_buffer_size():
-            return None
-        return self.seq
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and self.state == State.OPEN:
-            self._transport.write(data)
+    # While it is open.
 
     def ack(self, seq: int) -> None:
         """The client has dealt with the session's messages up to ``seq``."""
         if seq > self.acked:
             self.acked = seq
             if self.feed is not None:
-                self._endpoint.hub.acked(self.feed)
+                self._connections.hub.acked(self.feed)
 
-    def replaced(self) -> None:
-        self.close(CloseCode.REPLACED, "a newer connection of the session took over")
-
-    def restart(self, reason: str) -> None:
-        self._endpoint.ask_to_reconnect(self, reason)
-
-    # gateway.drain.Leaving
-
-    @property
-    def attached(self) -> bool:
-        return self.feed is not None and self.state == State.OPEN
+    def beat(self) -> None:
+        # Both kinds: libraries answer the frame by themselves, and a browser's code, which cannot see it,
+        # learns from the message that the server lives.
+        ping = outgoing.message(self.identity, time.time(), "ping", {})
+        self.write(frames.encode_ping() + self.framing.message(ping))
 
     @property
     def busy(self) -> bool:
-        # What has not left the process counts as not sent, and would come again.
-        return self.in_flight > 0 or self.sent is None
-
-    def retire(self, reason: str) -> None:
-        self._endpoint.retire(self, reason)
+        return self.in_flight > 0 or super().busy
 
     def renew(self, identity: Identity) -> None:
         """Go on under a new token."""
-        self._endpoint.renew(self, identity)
+        self._connections.renew(self, identity)
 
     # Closing.
 
@@ -264,30 +140,12 @@ class Connection(asyncio.Protocol):
             self.drop()
 
     def _say_close(self, transport: asyncio.Transport, code: int, reason: str) -> None:
-        self._endpoint.count_close(code)
+        self._connections.count_close(code)
         self.detach()
         transport.write(frames.encode_close(code, reason))
         self.state = State.CLOSING
         # Also where the client's Close has come already: what it does not read keeps the transport open.
-        patience_s = _CLOSE_HANDSHAKE_S if self.slot >= 0 else _REFUSED_S
-        self._close_timer = asyncio.get_running_loop().call_later(patience_s, self._abort)
-
-    def drop(self) -> None:
-        """Close the transport when it has sent what it holds."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def detach(self) -> asyncio.Task[None] | None:
-        """Leave the session; returns the task that notes what was sent, if there is one."""
-        feed, self.feed = self.feed, None
-        noting = None if feed is None else self._endpoint.hub.detach(feed, self)
-        if noting is not None:
-            self._endpoint.keep(noting)
-        return noting
+        self._close_within(_CLOSE_HANDSHAKE_S if self.slot >= 0 else _REFUSED_S)
 
     # Frames.
 

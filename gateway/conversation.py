@@ -207,10 +207,6 @@ class Conversation:
         topics = sorted(connection.topics or ())
         _answer(connection, "unsubscribed", message.ref, {"topics": topics})
 
-    def gone(self, connection: Connection) -> None:
-        """A socket has closed."""
-        self._topics.gone(connection)
-
     # auth
 
     async def _renew(self, connection: Connection, message: protocol.Auth) -> dict[str, Any]:
@@ -264,7 +260,7 @@ class Conversation:
     def _tell(self, connection: Connection, error: ClientError, ref: protocol.Ref | None = None) -> None:
         self._refused[error.error_code] += 1
         if connection.identity is not None:
-            connection.write(outgoing.error(connection.identity, time.time(), error, ref))
+            connection.say(outgoing.error(connection.identity, time.time(), error, ref))
         if error.error_code == "rate_limited":
             self._strike(connection)
 
@@ -302,4 +298,4 @@ def _answer(
     data: dict[str, object] | None = None,
 ) -> None:
     if connection.identity is not None:
-        connection.write(outgoing.answer(connection.identity, time.time(), kind, ref, data or {}))
+        connection.say(outgoing.answer(connection.identity, time.time(), kind, ref, data or {}))

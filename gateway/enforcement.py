@@ -14,7 +14,7 @@ from gateway import control
 from gateway.control import CloseOrder
 from gateway.errors import ClientError, redis_unavailable
 from gateway.identity import Grant, Identity
-from gateway.websocket_endpoint import WebSocketEndpoint
+from gateway.open_connections import OpenConnections
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -31,7 +31,7 @@ class Enforcement:
         self,
         store: Store,
         keys: Keys,
-        sockets: Callable[[], WebSocketEndpoint],
+        sockets: Callable[[], OpenConnections],
         spawn: Spawn,
         log: Logger,
     ) -> None:

@@ -39,6 +39,7 @@ ERROR_CODES = {
     "too_many_in_flight": "the socket has too many sends that are not answered yet; wait for their acks",
     "not_found": "there is nothing here",
     "method_not_allowed": "this address does not take that method",
+    "replaced": "a newer connection of the session took over",
     "closed_by_admin": "an administrator closed the connection; the text says why",
     "too_many_revocations": "there is no room for one more revocation",
     "unknown_task": "there is no such task, or it ended too long ago",

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from gateway.connection import Connection
+from gateway.listener import Listener
 
 _TICK_S = 0.5
 
@@ -23,15 +23,15 @@ class Expiries:
     def __init__(
         self,
         grace_s: float,
-        on_expired: Callable[[Connection], None],
-        on_over: Callable[[Connection], None],
+        on_expired: Callable[[Listener], None],
+        on_over: Callable[[Listener], None],
     ) -> None:
         self._grace_s = grace_s
         self._on_expired = on_expired
         self._on_over = on_over
-        self._by_second: dict[int, set[Connection]] = {}
+        self._by_second: dict[int, set[Listener]] = {}
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Listener) -> None:
         """Watch a socket's token, in place of the one that it had before."""
         self.remove(connection)
         assert connection.identity is not None
@@ -39,7 +39,7 @@ class Expiries:
         if expires_at is not None:
             self._enter(connection, expires_at)
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Listener) -> None:
         """Watch it no more."""
         sockets = self._by_second.get(connection.token_ends)
         if sockets is not None:
@@ -64,7 +64,7 @@ class Expiries:
             for connection in list(self._by_second.get(second, ())):
                 self._act(connection, now)
 
-    def _act(self, connection: Connection, now: float) -> None:
+    def _act(self, connection: Listener, now: float) -> None:
         self.remove(connection)
         assert connection.identity is not None
         over_at = (connection.identity.grant.expires_at or now) + self._grace_s
@@ -74,6 +74,6 @@ class Expiries:
             self._on_expired(connection)
             self._enter(connection, over_at)
 
-    def _enter(self, connection: Connection, at: float) -> None:
+    def _enter(self, connection: Listener, at: float) -> None:
         connection.token_ends = int(at) + (at > int(at))
         self._by_second.setdefault(connection.token_ends, set()).add(connection)

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from backplane.position import Batch, Gap, Position, newer
-from gateway.outgoing import log_frames
+from backplane.session_log import Piece
+from gateway.framing import Framing
 from gateway.text_stream import Have, Place, TextStream
 
 _KEPT_ASIDE_BYTES = 256 * 1024  # live messages that a catch-up keeps; beyond, it reads them from the log
+_A_PIECE_BYTES = 256  # beside its text
 
 
 class Subscriber(Protocol):
@@ -29,6 +31,10 @@ class Subscriber(Protocol):
     behind: bool
 
     @property
+    def framing(self) -> Framing:
+        """How messages are written to it."""
+
+    @property
     def envelope(self) -> bytes:
         """What its messages have in common (see `gateway.text_stream.envelope`)."""
 
@@ -40,8 +46,8 @@ class Subscriber(Protocol):
     def sent(self) -> int | None:
         """The last log message that has left this process; None while it cannot be told."""
 
-    def write(self, frames: bytes) -> None:
-        """Send whole frames."""
+    def write(self, data: bytes) -> None:
+        """Send whole messages, as `framing` has made them."""
 
     def replaced(self) -> None:
         """Close it: a newer connection took over."""
@@ -77,7 +83,7 @@ class CatchUp:
             if not socket.writable:
                 socket.behind = True
                 continue
-            socket.write(log_frames(batch.epoch, socket.seq + 1, entries))
+            socket.write(socket.framing.log(batch.epoch, socket.seq + 1, entries))
             socket.seq = batch.last
         self.position = Position(batch.epoch, max(batch.last, self.position.seq))
 
@@ -105,6 +111,32 @@ class Stream:
             self.timer = None
 
 
+class Aside:
+    """Pieces that are published while the streams are read.
+
+    Attributes:
+        over: tasks of which the answer has ended meanwhile.
+        size: bytes; negative once there was too much to be kept.
+    """
+
+    __slots__ = ("over", "pieces", "size")
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.over: set[str] = set()
+        self.size = 0
+
+    def keep(self, piece: Piece) -> None:
+        """Set one aside; past the limit none is kept."""
+        if self.size < 0:
+            return
+        self.pieces.append(piece)
+        self.size += len(piece.inner) + _A_PIECE_BYTES
+        if self.size > _KEPT_ASIDE_BYTES:
+            self.pieces.clear()
+            self.size = -1
+
+
 class Feed:
     """One session on this pod.
 
@@ -112,10 +144,12 @@ class Feed:
         streams: answers that are streamed to its sockets, by task.
         has: of sockets that have just come: what their clients have of such.
         loading: the streams are being read.
+        aside: what is published meanwhile.
     """
 
     __slots__ = (
-        "catching", "channel", "epoch", "has", "loading", "marked", "replaced", "sockets", "streams"
+        "aside", "catching", "channel", "epoch", "has", "loading", "marked", "replaced", "sockets",
+        "streams",
     )  # fmt: skip
 
     def __init__(self, channel: bytes) -> None:
@@ -128,6 +162,7 @@ class Feed:
         self.streams: dict[str, Stream] = {}
         self.has: dict[Subscriber, Mapping[str, Have]] = {}
         self.loading = False
+        self.aside = Aside()
 
     @property
     def session(self) -> str:

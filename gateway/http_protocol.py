@@ -1,21 +1,29 @@
 """uvicorn's HTTP protocol with bounds on what a client may send, and for how long.
 
 uvicorn keeps header lines without limit and lets a connection that says nothing stay for ever.
+
+An answer that does not end by itself leaves it: once its head is written, the endpoint hands the transport
+over (see `connection_of`). An ASGI response would need a task per client, and a queue between the task and
+what is written: of a client that does not read, only the transport itself can tell.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway.errors import ClientError
 from gateway.handshake import refuse_response
 from gateway.problem import problem_body
 
 MAX_HEAD_BYTES = 16 * 1024
+_EXTENSION = "orchestrator.connection"
 MOST_PIPELINED = 16  # requests that wait for the answer to one before them, on one connection
 
 
@@ -125,6 +133,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             detail = "the body must have a Content-Length or be chunked, and the host be named once"
             self._refuse(400, detail)
             return
+        # Weakly: what a request holds, it would leave to the garbage collector.
+        self.scope["extensions"] = {_EXTENSION: weakref.ref(self)}  # type: ignore[dict-item]
         super().on_headers_complete()
         self._reading = self.cycle
 
@@ -162,6 +172,46 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         # It holds this in turn: each socket would leave both of them to the garbage collector.
         self.parser = None  # type: ignore[assignment]
 
+    # An answer that does not end by itself.
+
+    @property
+    def peer(self) -> str | None:
+        """The address at the other end; None if it has none."""
+        name = self.transport.get_extra_info("peername")
+        return name[0] if isinstance(name, tuple) else None
+
+    def begin_stream(self, scope: MutableMapping[str, Any]) -> None:
+        """Prepare for an answer that will be handed over; call it right before its head is sent.
+
+        It is chunked, but for HTTP/1.0, where it ends with the connection.
+
+        Raises:
+            ClientError: 400, another request stands behind this one: it would have no answer.
+        """
+        cycle = self.cycle
+        if cycle.scope is not scope:
+            raise ClientError(400, "bad_request", "nothing may be asked behind an event stream")
+        # No "Connection: close" is promised: node takes a chunked body that breaks off for a whole one then.
+        cycle.keep_alive = True
+        if scope["http_version"] == "1.0":
+            cycle.chunked_encoding = False
+
+    def hand_over(self, protocol: asyncio.Protocol) -> None:
+        """Give the transport away, right behind the head of the answer; at once gone if the client is."""
+        self._disarm()
+        self._unset_keepalive_if_required()
+        self.cycle.response_complete = True  # as far as uvicorn has to do with it
+        self.server_state.total_requests += 1
+        self.connections.discard(self)
+        if self.cycle.disconnected or self.transport.is_closing():
+            protocol.connection_lost(None)
+            return
+        self._upgraded = True
+        self.flow.resume_reading()
+        self.transport.set_protocol(protocol)
+        self.parser = None  # type: ignore[assignment]  # it holds this in turn
+        protocol.connection_made(self.transport)
+
     def _arm(self) -> None:
         self.half_open.add(self)
         self._head_timer = self.loop.call_later(self.head_timeout_s, self._too_late)
@@ -182,6 +232,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, detail: str) -> None:
         self.transport.write(refuse_response(status, (), problem_body(status, "bad_request", detail)))
         self.transport.close()
+
+
+def connection_of(scope: MutableMapping[str, Any]) -> BoundedHttpProtocol:
+    """The connection on which a request came.
+
+    Raises:
+        ClientError: 400, it has gone.
+    """
+    found: BoundedHttpProtocol | None = scope["extensions"][_EXTENSION]()
+    if found is None:
+        raise ClientError(400, "bad_request", "the connection has gone")
+    return found
 
 
 def bounded_protocol(head_timeout_s: float, half_open_max: int = 10_000) -> type[BoundedHttpProtocol]:

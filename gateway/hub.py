@@ -31,10 +31,9 @@ from backplane.session_log import (
 )
 from backplane.store import Store
 from gateway.feed import CatchUp, Feed, Subscriber
-from gateway.frames import encode_text
-from gateway.outgoing import batch_frames
+from gateway.framing import Framing
 from gateway.streams import Streams
-from gateway.text_stream import Have, typing_frame
+from gateway.text_stream import Have, typing_message
 
 _CROWD = 8  # sockets of one session; above, their messages are gathered for a moment
 _SESSIONS_A_CHECK = 64  # more would keep live messages waiting for milliseconds
@@ -88,6 +87,7 @@ class Hub:
         greet: Callable[[Resumed], bool],
         user: str = "",
         has: Mapping[str, Have] = MappingProxyType({}),
+        reread: int | None = None,
     ) -> Feed | None:
         """Put a socket on its session and send it what it lacks.
 
@@ -98,6 +98,7 @@ class Hub:
             greet: called once, right before the first message is written; False if the socket has gone.
             user: see `SessionLog.resume`.
             has: what the client has of answers that are streamed, by task.
+            reread: see `SessionLog.resume`.
 
         Returns:
             The session's feed, None if the socket has gone.
@@ -110,7 +111,7 @@ class Hub:
         group = CatchUp([], Position("", 0))
         feed.catching.append(group)  # from here on live messages are kept aside
         try:
-            resumed = await self._session_log.resume(session, cursor, user)
+            resumed = await self._session_log.resume(session, cursor, user, reread)
             epoch = resumed.page.epoch
             socket.seq = resumed.start
             socket.generation = resumed.generation
@@ -236,22 +237,25 @@ class Hub:
     def _deliver(self, feed: Feed, batch: Batch) -> None:
         for group in feed.catching:
             group.keep(batch)
-        frames: bytes | None = None
+        made: dict[Framing, bytes] = {}
         before, last = batch.first - 1, batch.last
         lost: list[Subscriber] = []
         for socket in feed.sockets:
             if socket.seq == before and feed.epoch == batch.epoch and not socket.behind:
                 if socket.writable:
-                    if frames is None:
-                        frames = batch_frames(batch)
-                    socket.write(frames)
+                    data = made.get(socket.framing)
+                    if data is None:
+                        data = made[socket.framing] = socket.framing.log(
+                            batch.epoch, batch.first, batch.entries
+                        )
+                    socket.write(data)
                     socket.seq = last
                     self.delivered += len(batch.entries)
                 else:
                     socket.behind = True
             elif not socket.behind and (feed.epoch != batch.epoch or socket.seq < last):
                 lost.append(socket)
-        if frames is not None:
+        if made:
             self._unmarked.add(feed)
         if lost:
             self.gaps += 1
@@ -259,15 +263,15 @@ class Hub:
 
     def _deliver_unlogged(self, feed: Feed, text: bytes) -> None:
         """Best effort: who cannot take it now gets the whole answer from the log."""
-        frames = encode_text(text)
         for socket in feed.sockets:
             if socket.wants_chunks and socket.writable and not socket.behind:
-                socket.write(frames)
+                socket.write(socket.framing.message(text))
 
     def _tell_begun(self, feed: Feed, task_id: str) -> None:
         for socket in feed.sockets:
             if socket.writable and not socket.behind:
-                socket.write(typing_frame(socket.envelope, task_id, time.time()))
+                message = typing_message(socket.envelope, task_id, time.time())
+                socket.write(socket.framing.message(message))
 
     def _replace(self, feed: Feed, message: Replaced) -> None:
         feed.replaced = max(feed.replaced, message.generation)

@@ -1,4 +1,4 @@
-"""What a pod itself says on a socket, as frames: [P] pure."""
+"""What a pod itself says to a connection, as JSON, and log entries as frames: [P] pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from math import ceil
 from typing import Any
 
 from backplane.messages import Message, timestamp, to_json, with_position
-from backplane.position import Batch
 from gateway.errors import ClientError
 from gateway.frames import encode_text
 from gateway.identity import Identity
@@ -14,35 +13,33 @@ from gateway.protocol import BadMessage, Kind, Ref
 
 
 def message(identity: Identity | None, now: float, kind: Kind, data: dict[str, Any]) -> bytes:
-    """A frame with a message that is in no log.
+    """A message that is in no log.
 
     Args:
-        identity: whose socket it is; None if that is not known (yet).
+        identity: whose connection it is; None if that is not known (yet).
         now: seconds since 1970.
     """
-    return encode_text(
-        to_json(
-            Message(
-                timestamp=timestamp(now),
-                type=kind,
-                task_id=data.get("task_id"),
-                session_id=None if identity is None else identity.session_id,
-                tenant_id=None if identity is None else identity.tenant_id,
-                tenant_tier=None if identity is None else identity.tenant_tier,
-                data=data,
-                metadata={},
-            )
+    return to_json(
+        Message(
+            timestamp=timestamp(now),
+            type=kind,
+            task_id=data.get("task_id"),
+            session_id=None if identity is None else identity.session_id,
+            tenant_id=None if identity is None else identity.tenant_id,
+            tenant_tier=None if identity is None else identity.tenant_tier,
+            data=data,
+            metadata={},
         )
     )
 
 
 def answer(identity: Identity | None, now: float, kind: Kind, ref: Ref | None, data: dict[str, Any]) -> bytes:
-    """A frame that answers a client's message; it carries the message's ``ref`` if it had one."""
+    """Answers a client's message; it carries the message's ``ref`` if it had one."""
     return message(identity, now, kind, data if ref is None else {"ref": ref, **data})
 
 
 def error(identity: Identity | None, now: float, problem: ClientError, ref: Ref | None = None) -> bytes:
-    """A frame that tells a client what is wrong."""
+    """Tells a client what is wrong."""
     if isinstance(problem, BadMessage):
         ref = problem.ref
     data: dict[str, Any] = {
@@ -66,8 +63,3 @@ def log_frames(epoch: str, first: int, entries: list[bytes]) -> bytes:
     if len(entries) == 1:
         return encode_text(with_position(entries[0], epoch, first))
     return b"".join([encode_text(with_position(e, epoch, seq)) for seq, e in enumerate(entries, first)])
-
-
-def batch_frames(batch: Batch) -> bytes:
-    """As `log_frames`, of a whole batch."""
-    return log_frames(batch.epoch, batch.first, batch.entries)

@@ -26,12 +26,16 @@ from backplane.tasks import Tasks
 from gateway.access import AgentAccess
 from gateway.admission import Admission
 from gateway.auth import Authenticator
-from gateway.connection import Connection
 from gateway.conversation import Conversation
 from gateway.drain import close_paced, pause, unless
 from gateway.enforcement import Enforcement
+from gateway.event_start import EventStart
+from gateway.events_endpoint import EventsEndpoint
 from gateway.health import Health
 from gateway.hub import Hub
+from gateway.listener import Listener
+from gateway.open_connections import OpenConnections
+from gateway.opening import Opening
 from gateway.origins import Origins
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
@@ -50,7 +54,7 @@ class _Adrift:
 
     __slots__ = ("_connection", "_sockets")
 
-    def __init__(self, connection: Connection, sockets: WebSocketEndpoint) -> None:
+    def __init__(self, connection: Listener, sockets: OpenConnections) -> None:
         self._connection = connection
         self._sockets = sockets
 
@@ -146,19 +150,17 @@ class Pod:
             self.commands, self.keys, self.id, lease_s, self.log, self._rewrite_counts
         )
         self.admission = Admission(settings, self.counts, limiter, time.monotonic)
-        self.sockets = WebSocketEndpoint(
-            settings,
-            self.keys,
-            self.authenticator,
-            self.admission,
-            self.origins,
-            self.session_log,
-            self.hub,
-            self.conversation,
-            self.ownership,
-            self.health,
-            self.refused,
-            self.log,
+        self.sockets = OpenConnections(
+            settings, self.hub, self.admission, self.ownership, self.topics.gone, self.refused, self.log
+        )
+        opening = Opening(
+            settings, self.authenticator, self.admission, self.session_log, self.health, self.sockets
+        )
+        self.endpoint = WebSocketEndpoint(
+            opening, self.sockets, self.admission, self.origins, self.conversation, self.log
+        )
+        self.event_streams = EventsEndpoint(
+            self.sockets, opening, EventStart(self.session_log, tasks, self.sender)
         )
         self.presence = Presence(
             self.commands,

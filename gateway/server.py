@@ -180,7 +180,7 @@ async def run_gateway(settings: Settings) -> int:
 
 def _config(pod: Pod, app: Starlette, room: Room, *, sockets: bool = True) -> uvicorn.Config:
     def new_connection(**_uvicorn: Any) -> Connection:
-        return Connection(pod.sockets)
+        return Connection(pod.endpoint)
 
     return uvicorn.Config(
         app,

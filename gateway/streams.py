@@ -3,7 +3,8 @@
 The first piece goes out at once; then what comes within a moment is merged. A socket that cannot take more is
 passed over until it can, and then gets all that it lacks in one piece: its queue never grows. A piece that
 was missed shows by its offset. Then the whole is read, over the connection that also brings the pieces, so
-that it has its place among them: those that come before the reply are in it, and those behind follow it.
+that it has its place among them: those that come before the reply are in it, and those behind follow it. What
+comes until the reply is dealt with is kept: it may be either, and its offset says which.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.session_log import Piece, SessionLog, Spoken
 from backplane.store import Store
-from gateway.feed import Feed, Stream, Subscriber
-from gateway.text_stream import PARTS, Have, Place, chunk_frame
+from gateway.feed import Aside, Feed, Stream, Subscriber
+from gateway.text_stream import PARTS, Have, Place, chunk_message
 
 _TAIL_BYTES = 64 * 1024  # of an answer that a socket lacks; what is beyond it reads
 _REFUSED_PAUSE_S = 0.5
@@ -83,7 +84,8 @@ class Streams:
     def on_piece(self, feed: Feed, piece: Piece) -> None:
         """The agent has said more."""
         if feed.loading:
-            return  # the reply has it
+            feed.aside.keep(piece)
+            return
         stream = feed.streams.get(piece.task_id)
         if stream is None:
             readers = [socket for socket in feed.everyone if socket.wants_chunks]
@@ -108,6 +110,8 @@ class Streams:
 
     def on_end(self, feed: Feed, task_id: str) -> None:
         """The answer is over: the log has the whole, or why there is none."""
+        if feed.loading:
+            feed.aside.over.add(task_id)
         stream = feed.streams.pop(task_id, None)
         if stream is not None:
             self._flush(feed, stream)
@@ -150,7 +154,7 @@ class Streams:
         if place.attempt != text.attempt:
             place.attempt, place.text, place.reasoning = text.attempt, 0, 0
         complete = True
-        for name in PARTS:
+        for name in reversed(PARTS):  # what was thought comes before what was said
             part, sent = text.parts[name], place.sent(name)
             if sent >= part.end:
                 continue
@@ -159,12 +163,13 @@ class Streams:
                 complete = False
                 continue
             snapshot = place.late and not sent
-            key = (name, sent, snapshot, socket.envelope)
+            key = (name, sent, snapshot, socket.envelope, socket.framing)
             frame = frames.get(key)
             if frame is None:
-                frame = frames[key] = chunk_frame(
+                message = chunk_message(
                     socket.envelope, text.task_id, text.attempt, name, sent, inner, now, snapshot=snapshot
                 )
+                frame = frames[key] = socket.framing.message(message)
             socket.write(frame)
             place.move(name, part.end)
         return complete
@@ -177,21 +182,36 @@ class Streams:
             self._spawn(self._read(feed))
 
     async def _read(self, feed: Feed) -> None:
+        spoken: list[Spoken] | None = None
         try:
-            while any(socket.wants_chunks for socket in feed.everyone):
-                try:
-                    spoken = await self._session_log.spoken(feed.session)
-                except RedisRefused:
-                    await asyncio.sleep(_REFUSED_PAUSE_S)
-                    continue
-                except RedisUnavailable:
-                    await self._store.wait_for(feed.session)
-                    continue
-                feed.loading = False
-                self._loaded(feed, spoken)
-                return
+            spoken = await self._ask(feed)
         finally:
             feed.loading = False
+            aside, feed.aside = feed.aside, Aside()
+        if spoken is not None:
+            self._loaded(feed, spoken)
+            self._go_through(feed, aside)
+
+    async def _ask(self, feed: Feed) -> list[Spoken] | None:
+        """What the agents have said so far; None if nobody wants to know any more."""
+        while any(socket.wants_chunks for socket in feed.everyone):
+            try:
+                return await self._session_log.spoken(feed.session)
+            except RedisRefused:
+                await asyncio.sleep(_REFUSED_PAUSE_S)
+            except RedisUnavailable:
+                await self._store.wait_for(feed.session)
+        return None
+
+    def _go_through(self, feed: Feed, aside: Aside) -> None:
+        """Deal with what came while the streams were read: before the reply, and so known, or behind it."""
+        if aside.size < 0:
+            self._load(feed)
+        for piece in aside.pieces:
+            if piece.task_id not in aside.over:
+                self.on_piece(feed, piece)
+        for task_id in aside.over:
+            self.on_end(feed, task_id)
 
     def _loaded(self, feed: Feed, spoken: list[Spoken]) -> None:
         for gone in feed.streams.keys() - {one.task_id for one in spoken}:

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from backplane.messages import timestamp
-from gateway.frames import encode_text
 
 PartName = Literal["text", "reasoning"]
 PARTS: tuple[PartName, ...] = ("text", "reasoning")
@@ -152,7 +151,7 @@ def without(inner: bytes, chars: int) -> bytes:
     return msgspec.json.encode(_string(b'"%b"' % inner)[chars:])[1:-1]
 
 
-def chunk_frame(
+def chunk_message(
     envelope: bytes,
     task_id: str,
     attempt: int,
@@ -163,7 +162,7 @@ def chunk_frame(
     *,
     snapshot: bool,
 ) -> bytes:
-    """The frame of an ``agent_chunk``.
+    """An ``agent_chunk``, as JSON.
 
     Args:
         envelope: see `envelope`.
@@ -171,17 +170,17 @@ def chunk_frame(
     """
     flag = b',"snapshot":true' if snapshot else b""
     name = task_id.encode()
-    return encode_text(
+    return (
         b'{"timestamp":"%b","type":"agent_chunk","task_id":"%b",%b,"data":{"task_id":"%b","delta":"%b","offset":%d,'
         b'"attempt":%d,"part":"%b"%b},"metadata":{}}'
         % (timestamp(now).encode(), name, envelope, name, inner, offset, attempt, part.encode(), flag)
     )
 
 
-def typing_frame(envelope: bytes, task_id: str, now: float) -> bytes:
-    """The frame of a ``typing_indicator``; arguments as of `chunk_frame`."""
+def typing_message(envelope: bytes, task_id: str, now: float) -> bytes:
+    """A ``typing_indicator``, as JSON; arguments as of `chunk_message`."""
     name = task_id.encode()
-    return encode_text(
+    return (
         b'{"timestamp":"%b","type":"typing_indicator","task_id":"%b",%b,"data":{"task_id":"%b"},"metadata":{}}'
         % (timestamp(now).encode(), name, envelope, name)
     )

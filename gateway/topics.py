@@ -17,7 +17,7 @@ from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.store import Store
 from gateway.errors import ClientError
-from gateway.frames import encode_text
+from gateway.framing import Framing
 from gateway.identity import Grant, Identity, allows, check_agent, valid_id
 
 ANNOUNCEMENTS = "tenant:announcements"
@@ -43,8 +43,12 @@ class Listener(Protocol):
     def writable(self) -> bool:
         """Whether it takes more now."""
 
+    @property
+    def framing(self) -> Framing:
+        """How messages are written to it."""
+
     def write(self, frames: bytes) -> None:
-        """Send whole frames."""
+        """Send what its framing has made ready."""
 
 
 def check_topic(grant: Grant, topic: str) -> str | None:
@@ -164,7 +168,7 @@ class Topics:
             return False
         head, _, message = payload.partition(b"\n")
         if head == b"~":
-            self._spawn(self._tell(list(listeners), encode_text(message)))
+            self._spawn(self._tell(list(listeners), message))
         else:
             self._log.warning("foreign_publish", channel=channel.decode("utf-8", "replace"))
         return True
@@ -176,13 +180,17 @@ class Topics:
             self._log.warning("foreign_publish", channel=self._announcements.decode())
             return
         sockets = [socket for socket in self._everybody() if _concerns(said, socket)]
-        self._spawn(self._tell(sockets, encode_text(bytes(said.message))))
+        self._spawn(self._tell(sockets, bytes(said.message)))
 
-    async def _tell(self, sockets: list[Listener], frame: bytes) -> None:
+    async def _tell(self, sockets: list[Listener], message: bytes) -> None:
         """A turn for so many, lest the others' messages wait for thousands of writes."""
+        ready: dict[Framing, bytes] = {}
         for number, socket in enumerate(sockets, 1):
             if socket.writable:
-                socket.write(frame)
+                data = ready.get(socket.framing)
+                if data is None:
+                    data = ready[socket.framing] = socket.framing.message(message)
+                socket.write(data)
                 self.told += 1
             if number % _SOCKETS_A_TURN == 0:
                 await asyncio.sleep(0)

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 
-from gateway import frames, outgoing
 from gateway.close_codes import CloseCode
-from gateway.connection import Connection
+from gateway.listener import Listener
 
 TICKS_A_HEARTBEAT = 32
 _AGE_SPREAD = 0.2  # who came together does not go together
@@ -30,11 +28,11 @@ class Wheel:
     def __init__(self, heartbeat_s: float, max_age_s: float = 0.0) -> None:
         self._tick_s = heartbeat_s / TICKS_A_HEARTBEAT
         self._max_age = max_age_s / self._tick_s
-        self._slots: list[set[Connection]] = [set() for _ in range(TICKS_A_HEARTBEAT)]
+        self._slots: list[set[Listener]] = [set() for _ in range(TICKS_A_HEARTBEAT)]
         self._next = 0
         self.tick = 0
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Listener) -> None:
         """Begin to ping a socket."""
         connection.slot = self._next
         connection.heard = self.tick
@@ -44,14 +42,14 @@ class Wheel:
         self._slots[self._next].add(connection)
         self._next = (self._next + 1) % TICKS_A_HEARTBEAT
 
-    def remove(self, connection: Connection) -> None:
+    def remove(self, connection: Listener) -> None:
         """Stop to ping a socket."""
         if connection.slot >= 0:
             self._slots[connection.slot].discard(connection)
             connection.slot = -1
 
     @property
-    def connections(self) -> list[Connection]:
+    def connections(self) -> list[Listener]:
         """All sockets."""
         return [connection for slot in self._slots for connection in slot]
 
@@ -70,13 +68,10 @@ class Wheel:
         for connection in list(self._slots[self.tick % TICKS_A_HEARTBEAT]):
             self._beat(connection)
 
-    def _beat(self, connection: Connection) -> None:
+    def _beat(self, connection: Listener) -> None:
         if self.tick - connection.heard > 2 * TICKS_A_HEARTBEAT:
             connection.close(CloseCode.HEARTBEAT_MISSED, "nothing was heard for two heartbeats")
         elif 0 < connection.expires <= self.tick and not connection.busy:
             connection.retire("the connection has reached its greatest age")
         elif connection.writable and connection.identity is not None:
-            # Both kinds: libraries answer the frame by themselves, and a browser's code, which cannot see
-            # it, learns from the message that the server lives.
-            ping = outgoing.message(connection.identity, time.time(), "ping", {})
-            connection.write(frames.encode_ping() + ping)
+            connection.beat()

@@ -1,7 +1,8 @@
 -- Where a new connection stands in its session's log, and the first page of what it lacks.
 -- KEYS: session base, log.
 -- ARGV: lineage, epoch and seq of the cursor ('' and 0 without one), count and budget (bytes) of a page,
---       epoch for a new session, ttl (ms), user (see _session.lua), what task records' names begin with.
+--       epoch for a new session, ttl (ms), user (see _session.lua), what task records' names begin with, a seq from
+--       which on to read although the client has it ('' for none).
 -- Returns {status, epoch, from, head, oldest, generation, running, entries…}; `from` is the seq before the first entry,
 -- `running` has for each task that runs: task, status, agent, attempt, accepted and deadline (ms since 1970).
 -- {} if the session belongs to another user.
@@ -18,6 +19,7 @@ elseif from > standing(record, ARGV[2]) then
   status, from = 'reset', -1
 end
 if from + 1 < oldest then status, from = 'reset', oldest - 1 end
+if ARGV[10] ~= '' and status ~= 'reset' then from = math.max(math.min(from, tonumber(ARGV[10])), oldest - 1) end
 local generation = redis.call('HINCRBY', KEYS[1], 'g', 1)
 local reply = page(KEYS[2], oldest, from, tonumber(ARGV[4]), tonumber(ARGV[5]))
 local running = {}

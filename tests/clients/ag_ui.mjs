@@ -4,6 +4,7 @@
 //   node ag_ui.mjs URL --get          GET by an overridden requestInit; after a break with Last-Event-ID
 //
 //   --session ID   the thread (s-1)    --last-event-id ID   of an earlier connection    --most N   connections (5)
+//   --headers JSON   of every request
 
 import { HttpAgent } from "@ag-ui/client";
 import { options, watching } from "./watch.mjs";
@@ -14,7 +15,7 @@ const { fetch, seen } = watching({ lastEventId: given["last-event-id"] ?? null }
 
 class GetAgent extends HttpAgent {
   requestInit() {
-    const headers = { Accept: "text/event-stream" };
+    const headers = { ...this.headers, Accept: "text/event-stream" };
     if (seen.lastEventId !== null) headers["Last-Event-ID"] = seen.lastEventId;
     return { method: "GET", headers, signal: this.abortController.signal };
   }
@@ -29,7 +30,8 @@ const warnings = [];
 console.warn = (...words) => warnings.push(words.join(" "));
 console.error = () => {}; // the client logs each failure that it also throws
 
-const config = { url, threadId: given.session ?? "s-1", fetch };
+const headers = JSON.parse(given.headers ?? "{}");
+const config = { url, threadId: given.session ?? "s-1", fetch, headers };
 const agent = given.get ? new GetAgent(config) : new HttpAgent(config);
 if (given.post) agent.addMessage({ id: "m-1", role: "user", content: given.post });
 

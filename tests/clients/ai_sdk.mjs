@@ -6,6 +6,7 @@
 //
 //   --continue     resume with Last-Event-ID instead of from the beginning    --version 6   of `ai`, else 7
 //   --session ID   the chat (s-1)      --last-event-id ID   of an earlier connection   --most N   connections (5)
+//   --headers JSON   of every request
 
 import { options, watching } from "./watch.mjs";
 
@@ -17,10 +18,12 @@ const { Chat } = await import(six ? "ai-react-6" : "@ai-sdk/react");
 
 const { fetch, seen } = watching({ lastEventId: given["last-event-id"] ?? null, networkError: true });
 const id = given.session ?? "s-1";
-const resume = ({ api }) => ({ api, headers: { "Last-Event-ID": seen.lastEventId } });
+const headers = JSON.parse(given.headers ?? "{}");
+const resume = ({ api }) => ({ api, headers: { ...headers, "Last-Event-ID": seen.lastEventId } });
 const transport = new DefaultChatTransport({
   api: url,
   fetch,
+  headers,
   ...(given.continue ? { resumeStreamIsReplay: false, prepareReconnectToStreamRequest: resume } : {}),
 });
 

@@ -1,20 +1,10 @@
-"""The encoders against the clients of the other protocols themselves, over connections that break.
-
-Needs node 20 or newer and npm. The clients are installed once, as package-lock.json pins them, into a folder
-under ``$XDG_CACHE_HOME`` (``~/.cache``) that is named by what it holds.
-"""
+"""The encoders against the clients of the other protocols themselves, over connections that break."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -36,52 +26,8 @@ from tests.support.stories import (
     update,
 )
 
-HERE = Path(__file__).parent
-SCRIPTS = ("ag_ui.mjs", "ai_sdk.mjs", "watch.mjs")
-NODE_MAJOR = 20
 JSON = dict[str, Any]
 Run = Callable[..., Awaitable[JSON]]
-
-
-def _cached_modules() -> Path:
-    """The clients, installed."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.fail(f"{program} is missing: these tests run the real clients, which need node and npm")
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.lstrip("v").partition(".")[0]) < NODE_MAJOR:
-        pytest.fail(f"node {version} is too old: the real clients need {NODE_MAJOR} or newer")
-    pinned = [HERE / name for name in ("package.json", "package-lock.json")]
-    named = hashlib.sha256(b"".join([path.read_bytes() for path in pinned])).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-orchestrator"
-    folder = cache / f"clients-{named}"
-    if not folder.exists():
-        unfinished = cache / f"clients-{named}.{os.getpid()}"
-        unfinished.mkdir(parents=True)
-        for path in pinned:
-            shutil.copy(path, unfinished)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-        done = subprocess.run(
-            command, cwd=unfinished, capture_output=True, text=True, timeout=300, check=False
-        )
-        if done.returncode:
-            shutil.rmtree(unfinished)
-            pytest.fail(f"npm ci failed:\n{done.stdout}{done.stderr}")
-        try:
-            unfinished.rename(folder)
-        except OSError:  # another run was quicker
-            shutil.rmtree(unfinished)
-    return folder / "node_modules"
-
-
-@pytest.fixture(scope="session")
-def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the scripts and the clients that they import."""
-    folder = tmp_path_factory.mktemp("clients")
-    (folder / "node_modules").symlink_to(_cached_modules())
-    for name in ("package.json", *SCRIPTS):
-        shutil.copy(HERE / name, folder)
-    return folder
 
 
 class Replay:
@@ -191,26 +137,6 @@ async def replay(
     port = server.sockets[0].getsockname()[1]
     async with server:
         yield f"http://127.0.0.1:{port}/api/chat/sessions/s-1/events", played
-
-
-@pytest.fixture
-def run(scripts: Path) -> Run:
-    """Runs a script, and reads what it prints."""
-
-    async def run(script: str, *words: str) -> JSON:
-        process = await asyncio.create_subprocess_exec(
-            "node", script, *words, cwd=scripts, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(), 60)
-        except TimeoutError:
-            process.kill()
-            raise
-        assert process.returncode == 0, err.decode()
-        told: JSON = json.loads(out)
-        return told
-
-    return run
 
 
 ANSWER = "Grüße 🙂, the answer is 42."

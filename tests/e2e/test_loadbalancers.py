@@ -25,8 +25,10 @@ from websockets.sync.client import connect
 
 from backplane.settings import Settings
 from tests.support.accounting import callback
+from tests.support.event_source import Cut, Stream, events_path
 from tests.support.loadbalancers import BALANCERS, Balancer, HAProxy, Nginx, Plan, rolled
-from tests.support.processes import Cluster, free_port
+from tests.support.processes import Cluster, free_port, get, wait_for
+from tests.support.processes import post as post_json
 from tests.support.talk import receive, receive_logged
 
 OPERATORS_ONLY = (
@@ -515,3 +517,48 @@ def test_rolling_restart(kind: type[Balancer], tmp_path: Path) -> None:
     assert report.longest_outage_s <= plan.budget_s + 5, report
     assert set(report.close_codes) == {1012}, report
     assert report.exit_statuses == [0] * plan.pods
+
+
+def test_a_stream_through_the_balancer(front: Balancer, cluster: Cluster) -> None:
+    """Each event comes at once, heartbeats too, and the token in the address is in no log."""
+    session_id, secret = f"stream-{front.name}", "a-token-that-is-not-asked-for"
+    with (
+        Stream(front.port, events_path(session_id, token=secret), {"Accept-Encoding": "gzip"}) as stream,
+        redis.Redis(port=cluster.redis_port) as aes,
+    ):
+        assert stream.headers["content-type"] == "text/event-stream"
+        assert stream.messages(1)[0]["type"] == "connection_ack"
+        delays_s = []
+        for number in range(EVENTS):
+            pushed_at = time.monotonic()
+            aes.lpush("orchestrator:acme:callbacks", callback("acme", session_id, f"{session_id}.{number}"))
+            [event] = stream.logged(1)
+            delays_s.append(time.monotonic() - pushed_at)
+            assert event.message["task_id"] == f"{session_id}.{number}"
+        with pytest.raises(TimeoutError):
+            stream.receive(2)
+        assert stream.comments >= 3
+    print(f"\n{front.name}: an event took {max(delays_s) * 1000:.0f} ms at most from the push to the client")
+    assert min(delays_s) < 0.1
+    front.stop(5.0)
+    assert secret not in front.written
+
+
+@pytest.mark.parametrize("path", ["/events", "/events/c-1/stream"])
+def test_a_stream_that_breaks_behind_the_balancer(kind: type[Balancer], tmp_path: Path, path: str) -> None:
+    """It breaks for the client too: an end would be taken for the end of the answer."""
+    (tmp_path / "pods").mkdir()
+    (tmp_path / "balancer").mkdir()
+    with (
+        Cluster(tmp_path / "pods", pods=1) as cluster,
+        kind(tmp_path / "balancer", [cluster.pods[0].port]) as front,
+    ):
+        who = {"X-Tenant-ID": "acme", "X-Tenant-Tier": "free", "X-Session-ID": "s", "X-Agent-ID": "a"}
+        wait_for(lambda: get(f"{front.url}/health")[0] == 200, "the balancer has the pod")
+        assert post_json(f"{front.url}/api/chat/send", {"message": "hello"}, headers=who)[0] == 200
+        address = events_path("s", format="ai-sdk").replace("/events", path)
+        with Stream(front.port, address) as stream:
+            assert (stream.status, stream.headers["x-vercel-ai-ui-message-stream"]) == (200, "v1")
+            cluster.pods[0].kill()
+            with pytest.raises(Cut):
+                stream.receive()

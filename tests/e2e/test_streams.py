@@ -149,10 +149,12 @@ def test_who_knows_what_he_has(cluster: Cluster, aes: redis.Redis) -> None:
     for attempt, chars, at in ((1, 9, 9), (1, len(text), None), (1, 10**6, None), (2, 3, 0)):
         have = f"{agent.task_id}:{attempt}:{chars}:0"
         with open_socket(cluster.pods[1], "have", stream="1", have=have) as socket:
-            told: list[Any] = []
-            while not told or told[-1]["part"] != "reasoning":
-                message = receive(socket)
-                told += [message["data"]] if message["type"] == "agent_chunk" else []
+            told: list[dict[str, Any]] = []
+            while (message := receive(socket))["type"] != "pong":
+                if message["type"] == "agent_chunk":
+                    told.append(message["data"])
+                    if message["data"]["part"] == "reasoning":  # the text, if any, comes right behind it
+                        socket.send('{"type": "ping"}')
             texts = [(one["offset"], one["delta"]) for one in told if one["part"] == "text"]
             assert texts == ([] if at is None else [(at, text[at:])])
     agent.finish()

@@ -177,7 +177,7 @@ def _hear(data: bytes) -> None:
         _check_bad_message(error)
         return
     assert loose["type"] == type(message).__name__.lower()
-    answer = _frame(outgoing.answer(IDENTITY, NOW, "ack", message.ref, {"seq": 1}))
+    answer = read_json(outgoing.answer(IDENTITY, NOW, "ack", message.ref, {"seq": 1}))
     assert answer["data"].get("ref") == message.ref == loose.get("ref")
     if isinstance(message, protocol.Ack):
         assert message.seq == loose["seq"] >= 0
@@ -188,19 +188,10 @@ def _hear(data: bytes) -> None:
 def _check_bad_message(error: protocol.BadMessage) -> None:
     assert 400 <= error.status < 500
     assert error.error_code in ERROR_CODES
-    told = _frame(outgoing.error(IDENTITY, NOW, error))
+    told = read_json(outgoing.error(IDENTITY, NOW, error))
     assert told["type"] == "error"
     assert told["data"]["error"] == error.detail
     assert told["data"].get("ref") == error.ref
-
-
-def _frame(frame: bytes) -> Any:
-    """What a client reads in a text frame of the server's."""
-    length = frame[1]
-    start = 2 if length < 126 else 4 if length == 126 else 10
-    assert frame[0] == 0x81
-    assert len(frame) - start == (length if start == 2 else int.from_bytes(frame[2:start], "big"))
-    return read_json(frame[start:])
 
 
 def chat_body(data: bytes) -> None:

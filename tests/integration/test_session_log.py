@@ -54,6 +54,9 @@ class Desk:
     async def resume(self, cursor: Position | None = None) -> Resumed:
         return await self.log.resume(SESSION, cursor)
 
+    async def reread(self, cursor: Position, seq: int) -> Resumed:
+        return await self.log.resume(SESSION, cursor, reread=seq)
+
     async def epoch(self) -> str:
         return (await self.log.ensure(SESSION)).epoch
 
@@ -498,3 +501,21 @@ async def test_nothing_is_read_before_the_channels_are_subscribed_again(redis_ur
     async with running(store):
         assert asked == [RedisUnavailable, RedisUnavailable]
         assert (await log.resume(SESSION, None)).status == "fresh"
+
+
+async def test_reading_what_the_client_has(desk: Desk) -> None:
+    """From an earlier place on, where there is one; how it stands is judged by the cursor alone."""
+    await desk.say(*"abcd")
+    epoch = await desk.epoch()
+    assert shape(await desk.reread(Position(epoch, 3), 1)) == ("replayed", 1, 4, 1, ["b", "c", "d"])
+    assert shape(await desk.reread(Position(epoch, 4), 2)) == ("replayed", 2, 4, 1, ["c", "d"])
+    assert shape(await desk.reread(Position(epoch, 1), 3)) == ("replayed", 1, 4, 1, ["b", "c", "d"])
+    assert shape(await desk.reread(Position(epoch, 5), 2)) == ("reset", 0, 4, 1, ["a", "b", "c", "d"])
+
+
+async def test_reading_what_is_gone(short: Desk) -> None:
+    """The log reaches back to the cursor, and not to the earlier place: it is no reset."""
+    await short.say(*"abcd")
+    epoch = await short.epoch()
+    assert shape(await short.reread(Position(epoch, 3), 0)) == ("replayed", 1, 4, 2, ["b", "c", "d"])
+    assert shape(await short.reread(Position(epoch, 0), 0)) == ("reset", 1, 4, 2, ["b", "c", "d"])

@@ -1010,3 +1010,23 @@ async def look(world: World) -> None:
             await world.finish_cancel(due.task_id)
         else:
             await world.time_out(due.task_id, due.session_id)
+
+
+# Finding.
+
+
+async def test_the_newest_task(world: World) -> None:
+    """The one that runs and was accepted last, with the session's cursor before it; none if all ended."""
+    assert await world.tasks.newest(LIST, "s-1") is None
+    await world.accept("t-1")
+    await asyncio.sleep(0.005)
+    accepted = await world.accept("t-2")
+    await asyncio.sleep(0.005)
+    await world.accept("t-3", session="s-2")
+    assert isinstance(accepted, Reserved)
+    assert await world.tasks.newest(LIST, "s-1") == ("t-2", str(accepted.position))
+    for task_id, left in (("t-2", "t-1"), ("t-1", None)):
+        entry = end_entry("cancelled", task_id, "s-1", "acme", "free", "", time.time())
+        assert await world.tasks.end(LIST, entry, "reserved", time.time()) == ""
+        newest = await world.tasks.newest(LIST, "s-1")
+        assert (newest and newest[0]) == left

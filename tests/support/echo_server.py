@@ -51,6 +51,7 @@ class EchoEndpoint:
         self.conversation = EchoConversation()
         self.tick = 0
         self.closed_by_code: dict[int, int] = {}
+        self.connections = self  # it is what all sockets share, too
 
     async def open(self, connection: Connection, head: bytes) -> None:
         """Accept whatever is an upgrade request."""

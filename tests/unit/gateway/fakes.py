@@ -23,11 +23,11 @@ from backplane.slots import Address
 from backplane.store import Store
 from backplane.task_queue import TaskQueue, What
 from backplane.tasks import ENDED, Due, Duplicate, Found, NewTask, Reserved, Tasks
-from gateway.connection import Connection, State
 from gateway.feed import Feed
+from gateway.framing import SOCKET_FRAMING
 from gateway.hub import Hub
 from gateway.identity import Identity
-from gateway.text_stream import envelope
+from gateway.listener import Listener, State
 
 SESSION = "ao:{orchestrator:acme:callbacks}:s:s-1"
 PAGE_ENTRIES = 3
@@ -464,14 +464,20 @@ class FakeSessionLog:
         """Remember it."""
         self.subscribed.discard(channel)
 
-    async def resume(self, session: str, cursor: Position | None, user: str = "") -> Resumed:
+    async def resume(
+        self, session: str, cursor: Position | None, user: str = "", reread: int | None = None
+    ) -> Resumed:
         """As ``lua/resume.lua``."""
-        resumed: Resumed | None = await self._call("resume", lambda: self._resume(session, cursor, user))
+
+        def work() -> Resumed | None:
+            return self._resume(session, cursor, user, reread)
+
+        resumed: Resumed | None = await self._call("resume", work)
         if resumed is None:
             raise NotYours
         return resumed
 
-    def _resume(self, session: str, cursor: Position | None, user: str) -> Resumed | None:
+    def _resume(self, session: str, cursor: Position | None, user: str, reread: int | None) -> Resumed | None:
         record = self.record(session)
         if not record.open(user):
             return None
@@ -483,6 +489,8 @@ class FakeSessionLog:
             status, start = "reset", -1
         if start + 1 < record.oldest:
             status, start = "reset", record.oldest - 1
+        if reread is not None and status != "reset":
+            start = max(min(start, reread), record.oldest - 1)
         record.generation += 1
         page = Batch(record.epoch, start + 1, record.page(start))
         return Resumed(status, start, record.head, record.oldest, record.generation, page)
@@ -605,6 +613,17 @@ class FakeTasks:
 
     def _session(self, callback_list: str, session_id: str) -> Record:
         return self._log.record(f"ao:{{{callback_list}}}:s:{session_id}")
+
+    async def newest(self, callback_list: str, session_id: str) -> tuple[str, str] | None:
+        """As the real one."""
+        running = [
+            (int(fields.get("accepted", 0)), task_id, fields.get("cursor", ""))
+            for (listed, task_id), fields in self.records.items()
+            if listed == callback_list
+            and fields.get("session_id") == session_id
+            and fields["status"] not in ENDED
+        ]
+        return max(running)[1:] if running else None
 
     async def accept(self, task: NewTask, now: float) -> Reserved | Duplicate:
         """As ``lua/accept.lua``."""
@@ -783,6 +802,9 @@ class FakeSocket:
         unsent: something of what it was given has not left the process.
     """
 
+    framing = SOCKET_FRAMING
+    envelope = b'"session_id":"s-1","tenant_id":"acme","tenant_tier":"free"'
+
     def __init__(self, hub: Hub, *, wants_chunks: bool = False) -> None:
         self.hub = hub
         self.feed: Feed | None = None
@@ -797,11 +819,6 @@ class FakeSocket:
         self.written: list[bytes] = []
         self.restarts: list[str] = []
         self.replacements = 0
-
-    @property
-    def envelope(self) -> bytes:
-        """Of session s-1 of tenant acme."""
-        return envelope("s-1", "acme", "free")
 
     @property
     def sent(self) -> int | None:
@@ -884,9 +901,9 @@ class StubConnection:
         self.state = State.OPENING
         self.token_ends = 0
 
-    def as_connection(self) -> Connection:
+    def as_connection(self) -> Listener:
         """Itself, under the type that they ask for."""
-        return cast("Connection", self)
+        return cast("Listener", self)
 
 
 # Transports.

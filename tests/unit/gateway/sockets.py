@@ -15,11 +15,14 @@ from backplane.settings import Settings
 from gateway.access import AgentAccess
 from gateway.admission import Admission
 from gateway.auth import Authenticator
-from gateway.connection import Connection, State
+from gateway.connection import Connection
 from gateway.conversation import Conversation
 from gateway.health import Health
 from gateway.hub import Hub
 from gateway.identity import Grant
+from gateway.listener import State
+from gateway.open_connections import OpenConnections
+from gateway.opening import Opening
 from gateway.origins import Origins
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
@@ -110,19 +113,26 @@ class Pod:
         self.admission = Admission(
             self.settings, self.counts.as_counts(), self.limiter.as_limiter(), lambda: self.now
         )
-        self.sockets = WebSocketEndpoint(
+        self.sockets = OpenConnections(
             self.settings,
-            keys,
-            authenticator,
-            self.admission,
-            Origins(self.settings.allowed_origins, local=self.settings.auth == "none"),
-            self.log.as_log(),
             self.hub,
-            self.conversation,
+            self.admission,
             cast("Ownership", self.ownership),
-            cast("Health", self.health),
+            self.topics.gone,
             self.refused,
             logger,
+        )
+        self.opening = Opening(
+            self.settings,
+            authenticator,
+            self.admission,
+            self.log.as_log(),
+            cast("Health", self.health),
+            self.sockets,
+        )
+        origins = Origins(self.settings.allowed_origins, local=self.settings.auth == "none")
+        self.endpoint = WebSocketEndpoint(
+            self.opening, self.sockets, self.admission, origins, self.conversation, logger
         )
 
     def _is_revoked(self, grant: Grant) -> bool:
@@ -158,7 +168,7 @@ class Client:
 
     def __init__(self, pod: Pod, peer: str = "127.0.0.1") -> None:
         self.transport = FakeTransport(peer)
-        self.connection = Connection(pod.sockets)
+        self.connection = Connection(pod.endpoint)
         self.connection.connection_made(self.transport)
 
     def ask(self, target: str, **headers: str) -> None:

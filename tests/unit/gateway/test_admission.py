@@ -14,9 +14,9 @@ from backplane.errors import RedisUnavailable
 from backplane.settings import Settings
 from gateway import admission
 from gateway.admission import Admission, place_of
-from gateway.connection import Connection, State
 from gateway.errors import ClientError
 from gateway.identity import ANYONE, Grant, Identity
+from gateway.listener import Listener, State
 from tests.unit.gateway.fakes import FakeCounts, FakeLimiter, StubConnection, settle
 
 ONE, TWO = "93.184.216.34", "93.184.216.35"
@@ -30,7 +30,7 @@ def identity(
     return Identity(tenant, tier, session, user or "said-to-be", None, grant)
 
 
-def socket(peer: str | None = ONE) -> Connection:
+def socket(peer: str | None = ONE) -> Listener:
     """A socket that has just come."""
     return StubConnection(peer).as_connection()
 
@@ -49,7 +49,7 @@ class World:
             lambda: self.now,
         )
 
-    async def knock(self, peer: str | None = ONE, forwarded: str | None = None) -> Connection:
+    async def knock(self, peer: str | None = ONE, forwarded: str | None = None) -> Listener:
         one = socket(peer)
         await self.admission.knock(one, forwarded)
         return one
@@ -62,7 +62,7 @@ class World:
         self.admission.gone(one)
         return caught.value
 
-    async def join(self, one: Connection, who: Identity | None = None) -> None:
+    async def join(self, one: Listener, who: Identity | None = None) -> None:
         one.identity = who or identity()
         await self.admission.join(one, one.identity)
 
@@ -342,7 +342,7 @@ def test_whatever_comes_and_goes(deeds: list[tuple[str, int, int]]) -> None:
 
 async def come_and_go(deeds: list[tuple[str, int, int]]) -> None:
     world = World(connections_max=4, connections_per_address=2)
-    here: dict[int, Connection] = {}
+    here: dict[int, Listener] = {}
     for deed, number, address in deeds:
         if deed == "knock" and number not in here:
             peer = (ONE, TWO)[address]

@@ -18,6 +18,8 @@ CLIENTS = [
     ("POST", "/api/chat/tasks/t-1/input"),
     ("POST", "/api/chat/send"),
     ("GET", "/api/chat/sessions/s-1/messages"),
+    ("GET", "/api/chat/sessions/s-1/events"),
+    ("GET", "/api/chat/sessions/s-1/events/c-1/stream"),
     ("GET", "/api/chat/tasks/t-1"),
     ("POST", "/api/chat/tasks/t-1/cancel"),
 ]
@@ -84,9 +86,10 @@ def test_every_address_was_thought_of() -> None:
         return {route.path for route in app.routes if isinstance(route, Route)}
 
     def known(some: list[tuple[str, str]]) -> set[str]:
-        fields = {"/s-1": "/{session_id}", "/t-1": "/{task_id}", "/acme": "/{tenant_id}"}
-        names = {path for _method, path in some}
-        return {reduce(lambda path, one: path.replace(*one), fields.items(), path) for path in names}
+        names = {"s-1": "session_id", "t-1": "task_id", "c-1": "chat_id", "acme": "tenant_id"}
+        fields = {f"/{value}": f"/{{{name}}}" for value, name in names.items()}
+        paths = {path for _method, path in some}
+        return {reduce(lambda path, one: path.replace(*one), fields.items(), path) for path in paths}
 
     apart = with_tokens(admin_port=9_000).as_pod()
     assert paths(build_app(apart)) == {*HEALTH, *known(CLIENTS)}

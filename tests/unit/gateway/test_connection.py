@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any, cast
 
 import pytest
 
 from backplane.settings import Settings
 from gateway import connection as connection_module
-from gateway.connection import Connection, State
+from gateway.connection import Connection
 from gateway.feed import Feed
 from gateway.frames import Binary, FrameDecoder, TooLarge
 from gateway.identity import ANYONE, Identity
+from gateway.listener import State
 from gateway.websocket_endpoint import WebSocketEndpoint
 from tests.unit.gateway.fakes import FakeTransport, close_codes, masked, settle, split_frames
 
@@ -75,6 +77,10 @@ class StubEndpoint:
         self.asked: list[str] = []
         self.retired: list[str] = []
         self.kept: list[asyncio.Task[None]] = []
+
+    @property
+    def connections(self) -> Any:
+        return self
 
     async def open(self, connection: Connection, head: bytes) -> None:
         self.heads.append(head)
@@ -555,3 +561,14 @@ async def test_acks_of_a_lost_connection() -> None:
     wire.lose(ConnectionResetError())
 
     assert wire.hub.detached == [2]
+
+
+async def test_a_ping_is_a_frame_and_a_message() -> None:
+    """Libraries answer the frame; a browser's code cannot see it, and learns from the message."""
+    wire = await opened()
+    before = len(wire.frames)
+    wire.connection.beat()
+    ping, message = wire.frames[before:]
+
+    assert ping == (9, b"")
+    assert json.loads(message[1])["type"] == "ping"

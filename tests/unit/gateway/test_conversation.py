@@ -12,9 +12,9 @@ import pytest
 from backplane.errors import RedisUnavailable
 from backplane.rate_limiter import Charged, Standing
 from gateway import auth, conversation
-from gateway.connection import State
 from gateway.errors import redis_unavailable
 from gateway.identity import Grant
+from gateway.listener import State
 from tests.unit.gateway.fakes import Clock, masked, settle
 from tests.unit.gateway.sockets import BINARY, SECRET, WHO, Client, Pod
 

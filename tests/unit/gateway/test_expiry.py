@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import expiry
-from gateway.connection import Connection
 from gateway.expiry import Expiries
 from gateway.identity import Grant, Identity
+from gateway.listener import Listener
 from tests.unit.gateway.fakes import Clock, StubConnection
 
 
-def socket(expires_at: float | None) -> Connection:
+def socket(expires_at: float | None) -> Listener:
     """A socket whose token ends then."""
     one = StubConnection().as_connection()
     renew(one, expires_at)
     return one
 
 
-def renew(connection: Connection, expires_at: float | None) -> None:
+def renew(connection: Listener, expires_at: float | None) -> None:
     grant = Grant("acme", "free", None, None, None, frozenset(), None, 0.0, expires_at)
     connection.identity = Identity("acme", "free", "s-1", None, None, grant)
 
@@ -34,16 +34,16 @@ class World:
     """Who was told what."""
 
     def __init__(self, grace_s: float = 10.0) -> None:
-        self.told: list[Connection] = []
-        self.closed: list[Connection] = []
-        self.on_closed: Callable[[Connection], Any] = lambda _connection: None
+        self.told: list[Listener] = []
+        self.closed: list[Listener] = []
+        self.on_closed: Callable[[Listener], Any] = lambda _connection: None
         self.expiries = Expiries(grace_s, self.told.append, self._close)
 
-    def _close(self, connection: Connection) -> None:
+    def _close(self, connection: Listener) -> None:
         self.closed.append(connection)
         self.on_closed(connection)
 
-    def add(self, *sockets: Connection) -> None:
+    def add(self, *sockets: Listener) -> None:
         for one in sockets:
             self.expiries.add(one)
 
@@ -163,7 +163,7 @@ def test_gone_while_others_are_closed() -> None:
     sockets = [socket(100.0), socket(100.0), socket(101.0)]
     world.add(*sockets)
 
-    def take_along(_closed: Connection) -> None:
+    def take_along(_closed: Listener) -> None:
         for other in sockets:
             world.expiries.remove(other)
 

@@ -433,8 +433,8 @@ class Remembering(FakeSessionLog):
         super().__init__()
         self.had: list[tuple[Resumed, list[int]]] = []
 
-    def _resume(self, session: str, cursor: Position | None, user: str) -> Resumed | None:
-        resumed = super()._resume(session, cursor, user)
+    def _resume(self, session: str, cursor: Position | None, user: str, reread: int | None) -> Resumed | None:
+        resumed = super()._resume(session, cursor, user, reread)
         assert resumed is not None
         self.had.append((resumed, texts(self.record(session))[: resumed.start]))
         return resumed

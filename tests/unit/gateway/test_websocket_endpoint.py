@@ -12,8 +12,8 @@ import pytest
 
 from backplane.connection_counts import Full, Place
 from backplane.errors import QueueFull, RedisUnavailable
-from gateway import websocket_endpoint
-from gateway.connection import State
+from gateway import open_connections
+from gateway.listener import State
 from gateway.tokens import issue_token
 from tests.unit.gateway.fakes import (
     SESSION,
@@ -580,7 +580,7 @@ async def test_retired_when_what_it_was_sent_is_noted(pod: Pod) -> None:
 
 async def test_retired_while_redis_does_not_answer(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Redis that is silent keeps nobody, but its answer is awaited before the process ends."""
-    monkeypatch.setattr(websocket_endpoint, "_NOTING_S", 0.001)
+    monkeypatch.setattr(open_connections, "_NOTING_S", 0.001)
     client = await pod.open()
     pod.say(2)
     pod.log.gated = True

@@ -7,13 +7,11 @@ from typing import cast
 
 import pytest
 
-from gateway.connection import Connection
 from gateway.identity import ANYONE, Identity
+from gateway.listener import Listener
 from gateway.wheel import TICKS_A_HEARTBEAT, Wheel
-from tests.unit.gateway.fakes import messages, split_frames
 
 IDENTITY = Identity("acme", "free", "s-1", None, None, ANYONE)
-PING = 9
 
 
 class StubConnection:
@@ -27,12 +25,12 @@ class StubConnection:
         self.expires = 0
         self.busy = False
         self.writable = True
-        self.written: list[bytes] = []
+        self.written: list[int] = []  # at which ticks
         self.closes: list[int] = []
         self.retired: list[int] = []  # at which ticks
 
-    def write(self, frames: bytes) -> None:
-        self.written.append(frames)
+    def beat(self) -> None:
+        self.written.append(self.wheel.tick)
 
     def close(self, code: int, _reason: str) -> None:
         self.closes.append(code)
@@ -42,8 +40,8 @@ class StubConnection:
         self.retired.append(self.wheel.tick)
         self.wheel.remove(self.as_connection())
 
-    def as_connection(self) -> Connection:
-        return cast("Connection", self)
+    def as_connection(self) -> Listener:
+        return cast("Listener", self)
 
 
 def turn(wheel: Wheel, heartbeats: float, talking: list[StubConnection] | None = None) -> None:
@@ -85,17 +83,6 @@ def test_pings_are_spread_over_the_heartbeat() -> None:
         pinged.append(sum(len(connection.written) for connection in connections) - before)
 
     assert pinged == [4] * TICKS_A_HEARTBEAT
-
-
-def test_a_ping_is_a_frame_and_a_message() -> None:
-    """Libraries answer the frame; a browser's code cannot see it, and learns from the message."""
-    wheel = Wheel(25)
-    [connection] = connected(wheel, 1)
-    turn(wheel, 1)
-    [written] = connection.written
-
-    assert split_frames(written)[0] == (PING, b"")
-    assert [message["type"] for message in messages(written)] == ["ping"]
 
 
 @pytest.mark.parametrize("before", [0, 5, 31, 100])

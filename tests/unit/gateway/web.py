@@ -8,13 +8,16 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
+from starlette.requests import Request
+from starlette.responses import Response
 
 from backplane.revocations import Revocation
 from backplane.settings import Settings
 from gateway.access import AgentAccess
 from gateway.app import build_admin_app, build_app
 from gateway.auth import Authenticator
-from gateway.errors import ERROR_CODES
+from gateway.errors import ERROR_CODES, ClientError
+from gateway.http import bearer_token
 from gateway.origins import Origins
 from gateway.pod import Pod
 from gateway.sender import Sender
@@ -72,6 +75,7 @@ class StubPod:
         )
         self.limiter = FakeLimiter()
         self.revocations = StubRevocations()
+        self.events = SimpleNamespace(open=self._open_events)
         self.enforcement = SimpleNamespace(revocations=self.revocations)
         self.origins = Origins(self.settings.allowed_origins, local=self.settings.auth == "none")
         self.refused = Counter[str]()
@@ -95,6 +99,11 @@ class StubPod:
 
     def summary(self) -> dict[str, Any]:
         return dict(SUMMARY)
+
+    async def _open_events(self, request: Request) -> Response:
+        """As far as it goes without a connection."""
+        await self.authenticator.grant(bearer_token(request))
+        raise ClientError(400, "bad_request", "there is no connection here")
 
     def bearer(self, *scopes: str, tenant: str = "acme", **more: Any) -> dict[str, str]:
         """The header of a token with these scopes."""
