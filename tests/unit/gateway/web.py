@@ -75,7 +75,7 @@ class StubPod:
         )
         self.limiter = FakeLimiter()
         self.revocations = StubRevocations()
-        self.events = SimpleNamespace(open=self._open_events)
+        self.event_streams = SimpleNamespace(open=self._open_events)
         self.enforcement = SimpleNamespace(revocations=self.revocations)
         self.origins = Origins(self.settings.allowed_origins, local=self.settings.auth == "none")
         self.refused = Counter[str]()
