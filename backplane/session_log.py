@@ -256,6 +256,19 @@ class SessionLog:
             Spoken(told[at].decode(), told[at + 1], *told[at + 2 : at + 6]) for at in range(0, len(told), 6)
         ]
 
+    async def reached(self, session: str, tasks: Sequence[str]) -> list[tuple[int, int, int] | None]:
+        """How far agents have come with their answers: attempt, characters of text and of reasoning.
+
+        None for an answer that is over, or has not begun. Read in its place among what is published.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        prefix, fields = self._keys.tasks_beside(session), ("attempt", "text", "reasoning")
+        calls = [self._feed.call("HMGET", f"{prefix}{task}:stream", *fields) for task in tasks]
+        told = await asyncio.gather(*calls)
+        return [None if one[0] is None else (int(one[0]), int(one[1]), int(one[2])) for one in told]
+
     async def ensure(self, session: str, user: str = "") -> Position:
         """The newest position of a session's log; begins the session if there is none.
 

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from backplane.position import Batch, Gap, Position, newer
-from backplane.session_log import Piece
 from gateway.framing import Framing
-from gateway.text_stream import Have, Place, TextStream
+from gateway.text_stream import Have, PartName, Place, TextStream
 
 _KEPT_ASIDE_BYTES = 256 * 1024  # live messages that a catch-up keeps; beyond, it reads them from the log
-_A_PIECE_BYTES = 256  # beside its text
 
 
 class Subscriber(Protocol):
@@ -111,30 +109,36 @@ class Stream:
             self.timer = None
 
 
-class Aside:
-    """Pieces that are published while the streams are read.
+class Loading:
+    """A read of a session's streams, and what is published before its reply is dealt with.
+
+    The reply has all that came before it, but not what came in the same packet behind it.
 
     Attributes:
-        over: tasks of which the answer has ended meanwhile.
-        size: bytes; negative once there was too much to be kept.
+        taken: tasks of which something was taken: of these the reply may be the older word.
+        ended: tasks whose answers are over, whatever the reply says.
+        missed: how far pieces reach that could not be taken (attempt and characters), by task and part.
     """
 
-    __slots__ = ("over", "pieces", "size")
+    __slots__ = ("ended", "missed", "taken")
 
     def __init__(self) -> None:
-        self.pieces: list[Piece] = []
-        self.over: set[str] = set()
-        self.size = 0
+        self.taken: set[str] = set()
+        self.ended: set[str] = set()
+        self.missed: dict[tuple[str, PartName], tuple[int, int]] = {}
 
-    def keep(self, piece: Piece) -> None:
-        """Set one aside; past the limit none is kept."""
-        if self.size < 0:
-            return
-        self.pieces.append(piece)
-        self.size += len(piece.inner) + _A_PIECE_BYTES
-        if self.size > _KEPT_ASIDE_BYTES:
-            self.pieces.clear()
-            self.size = -1
+    def miss(self, task_id: str, part: PartName, attempt: int, end: int) -> None:
+        """A piece did not follow what is held."""
+        reached = (attempt, end)
+        self.missed[task_id, part] = max(reached, self.missed.get((task_id, part), reached))
+
+    def lacks(self, streams: Mapping[str, Stream]) -> bool:
+        """Whether a piece was missed that the reply did not have either."""
+        return any(
+            task_id not in self.ended
+            and (task_id not in streams or streams[task_id].text.reached(part) < missed)
+            for (task_id, part), missed in self.missed.items()
+        )
 
 
 class Feed:
@@ -142,13 +146,12 @@ class Feed:
 
     Attributes:
         streams: answers that are streamed to its sockets, by task.
-        has: of sockets that have just come: what their clients have of such.
-        loading: the streams are being read.
-        aside: what is published meanwhile.
+        has: of sockets that have come since the streams were read: what their clients have of such.
+        loading: the streams are being read; None if they are not.
     """
 
     __slots__ = (
-        "aside", "catching", "channel", "epoch", "has", "loading", "marked", "replaced", "sockets",
+        "catching", "channel", "epoch", "has", "loading", "marked", "replaced", "sockets",
         "streams",
     )  # fmt: skip
 
@@ -161,8 +164,7 @@ class Feed:
         self.replaced = 0  # sockets of an older generation have to go
         self.streams: dict[str, Stream] = {}
         self.has: dict[Subscriber, Mapping[str, Have]] = {}
-        self.loading = False
-        self.aside = Aside()
+        self.loading: Loading | None = None
 
     @property
     def session(self) -> str:

@@ -126,11 +126,11 @@ class Hub:
             self._begin_epoch(feed, epoch)
         group.position = Position(epoch, resumed.start)
         group.sockets.append(socket)
+        if socket.wants_chunks:
+            self.streams.attach(feed, socket, has)
         group.send(resumed.page)
         if not self._join_live(feed, group, resumed.head):
             self._spawn(self._read_on(feed, group))
-        if socket.wants_chunks:
-            self.streams.attach(feed, socket, has)
         if socket.generation < feed.replaced:  # that word came before the log's answer
             asyncio.get_running_loop().call_soon(socket.replaced)  # soon: the caller has to know its feed
         return feed

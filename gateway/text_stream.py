@@ -15,6 +15,9 @@ from backplane.messages import timestamp
 
 PartName = Literal["text", "reasoning"]
 PARTS: tuple[PartName, ...] = ("text", "reasoning")
+PART_NAMES: dict[str, PartName] = {name: name for name in PARTS}
+
+_PIECE_BYTES = 128  # what a piece takes beside its text
 
 _string = msgspec.json.Decoder(str).decode
 
@@ -29,7 +32,7 @@ class Have(NamedTuple):
 
 _MOST_HAVE = 8
 _HAVE = re.compile(
-    r"([A-Za-z0-9._~-]{1,128}):([1-9][0-9]{0,8}):(0|[1-9][0-9]{0,9}):(0|[1-9][0-9]{0,9})", re.ASCII
+    r"([A-Za-z0-9._~-]{1,128}):([1-9][0-9]{0,15}):(0|[1-9][0-9]{0,9}):(0|[1-9][0-9]{0,9})", re.ASCII
 )
 
 
@@ -40,7 +43,7 @@ def parse_have(text: str) -> dict[str, Have]:
         ValueError: it says something else.
     """
     has = {}
-    for one in text.split(",", _MOST_HAVE):
+    for one in text.split(",", _MOST_HAVE - 1):
         match = _HAVE.fullmatch(one)
         if match is None:
             raise ValueError(
@@ -56,7 +59,7 @@ class Part:
     Attributes:
         start: characters before the first piece that is held.
         end: characters in all.
-        size: bytes that are held.
+        size: bytes that this takes.
     """
 
     __slots__ = ("_pieces", "end", "size", "start")
@@ -74,16 +77,16 @@ class Part:
         return True
 
     def replace(self, chars: int, inner: bytes) -> None:
-        """Hold the whole, from the beginning, unless it is an older one."""
-        if chars >= self.end:
-            self._pieces.clear()
-            self.start = self.end = self.size = 0
+        """Hold the whole, from the beginning."""
+        self._pieces.clear()
+        self.start = self.end = self.size = 0
+        if chars:
             self._append(chars, inner)
 
     def _append(self, end: int, inner: bytes) -> None:
         self._pieces.append((self.end, inner))
         self.end = end
-        self.size += len(inner)
+        self.size += len(inner) + _PIECE_BYTES
 
     def since(self, sent: int) -> bytes | None:
         """What follows the first ``sent`` characters; None if that is not all held."""
@@ -97,12 +100,12 @@ class Part:
         return b"".join(found)
 
     def forget(self, before: int, most: int) -> None:
-        """Hold no piece that ends before ``before``, nor more bytes than ``most``."""
+        """Hold no piece that all have who have ``before`` characters, nor take more bytes than ``most``."""
         while self._pieces:
             after = self._pieces[1][0] if len(self._pieces) > 1 else self.end
             if after > before and self.size <= most:
                 return
-            self.size -= len(self._pieces.pop(0)[1])
+            self.size -= len(self._pieces.pop(0)[1]) + _PIECE_BYTES
             self.start = after
 
 
@@ -144,6 +147,16 @@ class TextStream:
         """The answer begins anew."""
         self.attempt = attempt
         self.parts: dict[PartName, Part] = {name: Part() for name in PARTS}
+
+    def take(self, attempt: int, part: PartName, offset: int, chars: int, inner: bytes) -> bool:
+        """Take a piece, or what is new of it, in any attempt; False if something before it is missing."""
+        if attempt > self.attempt:
+            self.begin(attempt)
+        return attempt < self.attempt or self.parts[part].add(offset, chars, inner)
+
+    def reached(self, part: PartName) -> tuple[int, int]:
+        """How far it has come: attempt and characters."""
+        return self.attempt, self.parts[part].end
 
 
 def without(inner: bytes, chars: int) -> bytes:

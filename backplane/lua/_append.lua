@@ -4,13 +4,6 @@
 -- how long after its deadline a task is waited for (ms), 'show' if answers after that are shown, bytes that are kept of
 -- what an agent says.
 
--- Returns the error reply if `reply` is WRONGTYPE; raises any other error.
-local function wrong_type(reply)
-  if type(reply) ~= 'table' or not reply.err then return nil end
-  if string.find(reply.err, 'WRONGTYPE', 1, true) then return reply.err end
-  error(reply.err)
-end
-
 -- Raise a write's error after taking back what was written before it: no retry must find the entries in the log
 -- but not their digests, or the other way round.
 local function or_undo(reply, base, log, count, record)
@@ -83,7 +76,7 @@ local function appender(lineage, at)
     local bytes, grown = tonumber(record[4] or 0), 0
     local entries, scores, mine, segments = {}, {}, {}, {}
     local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show)
-    local streams = speech(task_prefix, base, task_kept, most_text)
+    local streams = speech(task_prefix, base, now, task_kept, most_text)
 
     local function enter(digest, body)
       mine[digest] = true
@@ -111,12 +104,12 @@ local function appender(lineage, at)
       local digest, at = digests[i], from + 6 * (i - 1)
       local body, kind, task, detail = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
       if kind == 'c' then
-        local told, piece
-        if not tasks.is_over(task) then told, piece = streams.grow(task, detail, body) end
+        local told, piece, begins
+        if not tasks.is_over(task) then told, piece, begins = streams.grow(task, detail, body) end
         if told then
           enter_question(task)
           segments[#segments + 1] = {told, piece}
-          tasks.note(task, kind, 'working#' .. string.match(detail, '%d+'), nil)
+          tasks.note(task, kind, 'working#' .. string.match(detail, '%d+'), nil, begins)
         else
           counts.pieces_ignored = counts.pieces_ignored + 1
         end

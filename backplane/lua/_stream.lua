@@ -1,7 +1,14 @@
 -- What an agent has said so far of its answer stands in `<task record>:stream` (hash: attempt, and how many characters
 -- of text and of reasoning) and in the strings `<task record>:text` and `…:reasoning`, as the inside of a JSON string.
--- All three are gone with the task's end, whose message has the whole. The session's `…:streams` says which tasks
--- have them.
+-- All three are gone with the task's end, whose message has the whole. The session's `…:streams` (sorted set) says which
+-- tasks have them, and when they expire (ms since 1970).
+
+-- Returns the error reply if `reply` is WRONGTYPE; raises any other error.
+local function wrong_type(reply)
+  if type(reply) ~= 'table' or not reply.err then return nil end
+  if string.find(reply.err, 'WRONGTYPE', 1, true) then return reply.err end
+  error(reply.err)
+end
 
 -- after(inner, count) -> the inside of a JSON string without its first `count` characters. It is as msgspec writes it:
 -- UTF-8, with escapes for single characters only.
@@ -18,20 +25,24 @@ local function after(inner, count)
   return string.sub(inner, at)
 end
 
--- speech(prefix, base, kept, most) -> what to do with the streams of one session's tasks.
+-- speech(prefix, base, now, kept, most) -> what to do with the streams of one session's tasks. Keys of a wrong type are as
+-- good as none: they must not block the list.
 --   grow(task, detail, piece): what the agent says next. `detail` is attempt, part, offset and length (characters).
---     Returns the head under which the rest of it is published, and that rest; nothing if it is a copy, of an earlier
---     attempt, does not follow, or if there is no room for it
+--     Returns the head under which the rest of it is published, that rest, and whether the attempt begins with it;
+--     nothing if it is a copy, of an earlier attempt, of a task that ends with this batch, does not follow, or if
+--     there is no room for it
 --   finish(task): it ends; returns whether it had a stream
 --   write(): writes all that
-local function speech(prefix, base, kept, most)
+local function speech(prefix, base, now, kept, most)
   local streams, ended = {}, {}
 
   local function stream_of(task)
     if not streams[task] then
       local state = redis.pcall('HMGET', prefix .. task .. ':stream', 'attempt', 'text', 'reasoning')
-      if type(state) ~= 'table' or state.err then state = {} end
+      local unusable = wrong_type(state)
+      if unusable then state = {} end
       streams[task] = {
+        unusable = unusable,
         attempt = tonumber(state[1] or 0), text = tonumber(state[2] or 0), reasoning = tonumber(state[3] or 0),
         new = {text = '', reasoning = ''}, size = {},
       }
@@ -39,24 +50,34 @@ local function speech(prefix, base, kept, most)
     return streams[task]
   end
 
+  -- Bytes that are kept of a part; nil if they cannot be, or are no longer what was kept.
+  local function size_of(stream, task, part)
+    if stream.size[part] then return stream.size[part] end
+    local size = redis.pcall('STRLEN', prefix .. task .. ':' .. part)
+    if wrong_type(size) or (size == 0 and stream[part] > 0) then return nil end
+    return size
+  end
+
   local function grow(task, detail, piece)
     local attempt, part, offset, length = string.match(detail, '^(%d+) (%a+) (%d+) (%d+)$')
     attempt, offset, length = tonumber(attempt), tonumber(offset), tonumber(length)
     local stream = stream_of(task)
-    if attempt < stream.attempt then return end
-    if attempt > stream.attempt then
-      stream.anew = stream.attempt > 0
+    if stream.unusable or ended[task] ~= nil or attempt < stream.attempt then return end
+    local begins = attempt > stream.attempt
+    if begins then
+      stream.anew = true
       stream.attempt, stream.text, stream.reasoning, stream.changed = attempt, 0, 0, true
       stream.new, stream.size = {text = '', reasoning = ''}, {text = 0, reasoning = 0}
     end
     local has = stream[part]
     if offset > has or offset + length <= has then return end
+    local size = size_of(stream, task, part)
     if offset < has then piece = after(piece, has - offset) end
-    local size = stream.size[part] or redis.call('STRLEN', prefix .. task .. ':' .. part)
-    if size + #piece > most then return end
+    if not size or size + #piece > most then return end
     stream.size[part], stream[part], stream.changed = size + #piece, offset + length, true
     stream.new[part] = stream.new[part] .. piece
-    return table.concat({'+' .. task, attempt, part, has, offset + length - has}, ' '), piece
+    local head = {'+' .. task, string.format('%.0f', attempt), part, has, offset + length - has}
+    return table.concat(head, ' '), piece, begins
   end
 
   local function finish(task)
@@ -64,28 +85,34 @@ local function speech(prefix, base, kept, most)
     return ended[task]
   end
 
+  -- The hash first: if Redis has no memory left, nothing has been written then.
+  local function keep(task, stream)
+    local key = prefix .. task
+    local left = redis.call('PTTL', key .. ':stream')
+    local attempt = string.format('%.0f', stream.attempt)
+    redis.call('HSET', key .. ':stream', 'attempt', attempt, 'text', stream.text, 'reasoning', stream.reasoning)
+    if stream.anew then redis.call('DEL', key .. ':text', key .. ':reasoning') end
+    local renew = left < kept / 2  -- an agent may speak for longer than that
+    for part, piece in pairs(stream.new) do
+      local first = piece ~= '' and redis.call('APPEND', key .. ':' .. part, piece) == #piece
+      if first or renew then redis.call('PEXPIRE', key .. ':' .. part, kept) end
+    end
+    if renew then
+      redis.call('PEXPIRE', key .. ':stream', kept)
+      wrong_type(redis.pcall('ZREMRANGEBYSCORE', base .. ':streams', '-inf', now))
+      wrong_type(redis.pcall('ZADD', base .. ':streams', now + kept, task))
+      redis.call('PEXPIRE', base .. ':streams', kept)
+    end
+  end
+
   local function write()
     for task, stream in pairs(streams) do
-      local key = prefix .. task
-      if stream.changed and ended[task] == nil then
-        if stream.anew then redis.call('DEL', key .. ':text', key .. ':reasoning') end
-        for part, piece in pairs(stream.new) do
-          if piece ~= '' and redis.call('APPEND', key .. ':' .. part, piece) == #piece then
-            redis.call('PEXPIRE', key .. ':' .. part, kept)
-          end
-        end
-        local fields = {'attempt', stream.attempt, 'text', stream.text, 'reasoning', stream.reasoning}
-        if redis.call('HSET', key .. ':stream', unpack(fields)) > 0 then
-          redis.call('PEXPIRE', key .. ':stream', kept)
-          redis.call('SADD', base .. ':streams', task)
-          redis.call('PEXPIRE', base .. ':streams', kept)
-        end
-      end
+      if stream.changed and ended[task] == nil then keep(task, stream) end
     end
     for task, had in pairs(ended) do
       if had then
         redis.call('DEL', prefix .. task .. ':stream', prefix .. task .. ':text', prefix .. task .. ':reasoning')
-        redis.call('SREM', base .. ':streams', task)
+        wrong_type(redis.pcall('ZREM', base .. ':streams', task))
       end
     end
   end

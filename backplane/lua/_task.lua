@@ -16,7 +16,8 @@ local LATE_ANSWER_MAX = 65536
 --   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
 --   is_over(task): the same, of what is only streamed
 --   question(task, seq): what it was asked, if that is not in the log yet, where it now gets this seq
---   note(task, kind, detail, seq): an entry of it stands in the log (seq nil: none, or from before)
+--   note(task, kind, detail, seq, begins): an entry of it stands in the log (seq nil: none, or from before); of a piece
+--     of its answer whether an attempt begins with it
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun
 local function task_notes(prefix, base, epoch, now, kept, grace, show)
   local found, notes, begun = {}, {}, {}
@@ -52,10 +53,10 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show)
     return asked
   end
 
-  local function note(task, kind, detail, seq)
+  local function note(task, kind, detail, seq, begins)
     local record = status_of(task)
     if not record[1] or ENDED[record[1]] then return end  -- started elsewhere, or known to have ended
-    if kind == 'c' and record[1] == 'working' then return end
+    if kind == 'c' and record[1] == 'working' and not begins then return end
     local fields = notes[task] or {}
     notes[task] = fields
     if seq then

@@ -24,14 +24,13 @@ THOUGHTS = ["Let me", " think. "]
 PIECES = [f"word {n} 🙂, " for n in range(30)]
 ANSWER = "".join(PIECES)
 BEAT_S = 0.2
-LIMITS = {"SENDS_PER_MINUTE": "0,0,0,0", "SENDS_PER_DAY": "0,0,0,0", "SENDS_PER_SESSION_HOUR": "0,0,0,0"}
 
 
 class Twins(Cluster):
     """Two pods on one port."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
-        super().__init__(folder, pods=2, routers=1, **settings)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, pods=2, routers=1, unlimited=True, PRESENCE_INTERVAL_S=str(BEAT_S))
         first, second = self.pods
         second.port = first.port
         second.command[-1] = str(first.port)
@@ -77,7 +76,7 @@ class Twins(Cluster):
 @pytest.fixture(scope="module")
 def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
     """With a router."""
-    with Twins(tmp_path_factory.mktemp("twins"), PRESENCE_INTERVAL_S=str(BEAT_S), **LIMITS) as running:
+    with Twins(tmp_path_factory.mktemp("twins")) as running:
         wait_for(lambda: len(running.holding()) == 2, "two pods")
         yield running
 

@@ -230,9 +230,10 @@ def test_nothing_may_stand_behind_it(cluster: Cluster) -> None:
 def test_pages_of_other_origins(tmp_path: Path) -> None:
     """Those that are listed may read it, as anything else."""
     origin = {"Origin": "https://app.example.com"}
-    settings = {"AUTH": "jwt", "JWT_SECRET": SECRET, "ALLOWED_ORIGINS": "https://app.example.com"}
     path = events_path("s", tenant_id=None, token=token())
-    with Cluster(tmp_path, pods=1, routers=1, **settings) as cluster:
+    with Cluster(
+        tmp_path, pods=1, routers=1, AUTH="jwt", JWT_SECRET=SECRET, ALLOWED_ORIGINS="https://app.example.com"
+    ) as cluster:
         with Stream(cluster.pods[0].port, path, origin) as stream:
             assert stream.headers["access-control-allow-origin"] == "https://app.example.com"
         with Stream(cluster.pods[0].port, events_path("s"), origin) as stream:

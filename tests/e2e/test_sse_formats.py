@@ -24,8 +24,7 @@ FORMATS = ["ag-ui", "ai-sdk"]
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two pods and a router, without limits of sends."""
-    limits = {"SENDS_PER_MINUTE": "0,0,0,0", "SENDS_PER_DAY": "0,0,0,0", "SENDS_PER_SESSION_HOUR": "0,0,0,0"}
-    with Cluster(tmp_path_factory.mktemp("formats"), pods=2, routers=1, **limits) as running:
+    with Cluster(tmp_path_factory.mktemp("formats"), pods=2, routers=1, unlimited=True) as running:
         yield running
 
 

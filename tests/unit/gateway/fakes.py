@@ -18,7 +18,7 @@ from backplane.log import Logger
 from backplane.position import Batch, Position
 from backplane.rate_limiter import Charged, Quota, RateLimiter
 from backplane.scripts import Script
-from backplane.session_log import History, Mark, Page, Resumed, ResumeStatus, SessionLog
+from backplane.session_log import History, Mark, Page, Resumed, ResumeStatus, SessionLog, Spoken
 from backplane.slots import Address
 from backplane.store import Store
 from backplane.task_queue import TaskQueue, What
@@ -80,6 +80,44 @@ class Clock:
             woken.set_result(None)
             await settle()
         self.now = end
+
+
+class Timer:
+    """Something to be called later."""
+
+    def __init__(self, delay_s: float, call: Callable[[], object]) -> None:
+        self.delay_s = delay_s
+        self.call = call
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """As a loop's."""
+        self.cancelled = True
+
+
+class Timers:
+    """In place of a module's `asyncio`: what it has called later is called when a test says so."""
+
+    def __init__(self) -> None:
+        self._timers: list[Timer] = []
+        self.asyncio = SimpleNamespace(**{**vars(asyncio), "get_running_loop": lambda: self})
+
+    def call_later(self, delay_s: float, callback: Callable[..., object], *args: Any) -> Timer:
+        """As a loop's; its time does not pass."""
+        self._timers.append(Timer(delay_s, lambda: callback(*args)))
+        return self._timers[-1]
+
+    @property
+    def waiting(self) -> list[Timer]:
+        """Those whose time has not come."""
+        return [timer for timer in self._timers if not timer.cancelled]
+
+    def fire(self) -> None:
+        """The time of all that wait now has come."""
+        due, self._timers = self.waiting, []
+        for timer in due:
+            if not timer.cancelled:
+                timer.call()
 
 
 # Frames, as a client reads them.
@@ -363,6 +401,7 @@ class FakeSessionLog:
         self.renewed: list[str] = []
         self.marks: list[Mark] = []
         self.replaced: list[tuple[str, int]] = []
+        self.streams: dict[str, dict[str, Spoken]] = {}
         self.unreadable: set[str] = set()
         self.away: set[str] = set()
         self.refusal: Exception | None = None
@@ -505,6 +544,22 @@ class FakeSessionLog:
         entries = record.page(position.seq) if position.seq <= standing else []
         first = max(position.seq + 1, record.oldest)
         return Page(record.epoch, record.head, record.oldest, standing, Batch(record.epoch, first, entries))
+
+    async def spoken(self, session: str) -> list[Spoken]:
+        """As ``lua/streams.lua``."""
+        return cast(
+            "list[Spoken]",
+            await self._call("spoken", lambda: list(self.streams.get(session, {}).values())),
+        )
+
+    async def reached(self, session: str, tasks: Sequence[str]) -> list[tuple[int, int, int] | None]:
+        """As the real one."""
+
+        def work() -> list[tuple[int, int, int] | None]:
+            found = [self.streams.get(session, {}).get(task) for task in tasks]
+            return [one and (one.attempt, one.text_chars, one.reasoning_chars) for one in found]
+
+        return cast("list[tuple[int, int, int] | None]", await self._call("reached", work))
 
     async def history(self, session: str, cursor: Position | None, user: str) -> History:
         """As the real one, of one page; it begins nothing."""
@@ -817,6 +872,7 @@ class FakeSocket:
         self.resumed: Resumed | None = None
         self.gone = False
         self.written: list[bytes] = []
+        self._read = 0
         self.restarts: list[str] = []
         self.replacements = 0
 
@@ -826,14 +882,18 @@ class FakeSocket:
         return None if self.unsent else self.seq
 
     @property
+    def _logged(self) -> list[dict[str, Any]]:
+        return [message for message in messages(b"".join(self.written)) if "seq" in message["metadata"]]
+
+    @property
     def seqs(self) -> list[int]:
         """Of the log messages that it got, in order."""
-        return [message["metadata"]["seq"] for message in messages(b"".join(self.written))]
+        return [message["metadata"]["seq"] for message in self._logged]
 
     @property
     def texts(self) -> list[int]:
         """What the log messages that it got say, in order: no two that were ever appended say the same."""
-        return [message["text"] for message in messages(b"".join(self.written))]
+        return [message["text"] for message in self._logged]
 
     @property
     def epochs(self) -> list[str]:
@@ -843,8 +903,20 @@ class FakeSocket:
     @property
     def cursors(self) -> list[Position]:
         """With which its client may come back, as it was told them."""
-        known = [message["metadata"] for message in messages(b"".join(self.written))]
+        known = [message["metadata"] for message in self._logged]
         return [Position(metadata["epoch"], metadata["seq"]) for metadata in known]
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        """The pieces of answers that it got, in order."""
+        told = messages(b"".join(self.written))
+        return [message["data"] for message in told if message.get("type") == "agent_chunk"]
+
+    def news(self) -> list[dict[str, Any]]:
+        """The messages that have come since this was asked for the last time."""
+        told = messages(b"".join(self.written[self._read :]))
+        self._read = len(self.written)
+        return told
 
     def write(self, frames: bytes) -> None:
         """Remember it."""
