@@ -22,8 +22,10 @@ class Entry(NamedTuple):
             (then ``body`` is the inside of a JSON string), empty if it is of no task.
         task_id: of which.
         detail: with ``t`` the status, perhaps ``#`` and the attempt, and behind a space what the task has
-            used (JSON); with ``p`` the same and the milliseconds by which it asks to be given more time; with
-            ``c`` attempt, part, offset and length.
+            used (JSON); with ``p`` the same and, each behind a space and the last ones perhaps missing, the
+            milliseconds by which it asks to be given more time, the id of what it asks its user, until when,
+            and the step if a later report of the same step may take its place; with ``c`` attempt, part,
+            offset and length.
     """
 
     session_id: str
@@ -62,6 +64,7 @@ class Appending:
             int(settings.deadline_grace_s * 1000),
             settings.late_answers,
             settings.stream_max_bytes,
+            settings.progress_interval_ms,
         )
 
     def arguments(self, callback_list: str, now: float) -> tuple[Argument, ...]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import chain, islice
@@ -426,6 +427,20 @@ def _handfuls(keys: Iterable[str]) -> Iterator[list[str]]:
     for some in slots.values():
         for start in range(0, len(some), _KEYS_A_SCRIPT):
             yield some[start : start + _KEYS_A_SCRIPT]
+
+
+async def session_connections(store: Store, keys: Keys, tenant_id: str, session_id: str) -> int:
+    """How many connections a session has, on pods that live.
+
+    Raises:
+        RedisUnavailable: Redis did not answer.
+    """
+    counts, pods = await asyncio.gather(
+        store.call("HGETALL", keys.session_connections(tenant_id, session_id)),
+        store.call("ZRANGE", keys.pod_leases, int(time.time() * 1000), "+inf", "BYSCORE"),
+    )
+    living = set(pods)
+    return sum(int(count) for pod, count in counts.items() if pod in living)
 
 
 async def tenant_connections(store: Store, keys: Keys, tenant_id: str) -> dict[str, int]:

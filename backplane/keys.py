@@ -89,6 +89,10 @@ class Keys:
             raise ConfigurationError("KEY_PREFIX must not contain braces")
         if "{tier}" not in actions_template:
             raise ConfigurationError("ACTIONS_QUEUE_TEMPLATE must contain {tier}")
+        if re.search(r"[{}]", actions_template.replace("{environment}", "").replace("{tier}", "")):
+            raise ConfigurationError(
+                "ACTIONS_QUEUE_TEMPLATE must have no braces but those of {environment} and {tier}"
+            )
         before, field, after = callbacks_template.partition("{tenant_id}")
         if not field or not before or "{" in before + after or "}" in before + after:
             raise ConfigurationError(

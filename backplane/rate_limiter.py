@@ -12,7 +12,7 @@ Sources: ITU-T I.371 (the generic cell rate algorithm); Brandur Leach, "Rate lim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from backplane.keys import Keys
 from backplane.scripts import RATE
@@ -64,12 +64,15 @@ class Charged(NamedTuple):
         retry_after_s: time until all violated quotas will allow one; 0 if it was allowed.
         violated: names of the quotas that are used up, if it was not.
         standings: after it, without unlimited quotas.
+        busy_policy: that the tenant has instead of `Settings.busy_policy`; empty: none. It stands beside the
+            quotas, so a send asks for both at once.
     """
 
     allowed: bool
     retry_after_s: float
     violated: tuple[str, ...]
     standings: tuple[Standing, ...]
+    busy_policy: str = ""
 
 
 class RateLimiter:
@@ -88,7 +91,7 @@ class RateLimiter:
         Raises:
             RedisUnavailable: Redis did not answer; whether the send was charged is unknown.
         """
-        wait_us, *numbers = await self._run(1, tenant_id, session_id, quotas)
+        wait_us, *numbers, policy = await self._run(1, tenant_id, session_id, quotas)
         rows = zip(quotas, numbers[0::3], numbers[1::3], numbers[2::3], strict=True)
         standings = tuple(
             Standing(quota.name, most, quota.window_s, remaining, full_in_us / 1e6)
@@ -96,7 +99,13 @@ class RateLimiter:
             if most
         )
         used_up = tuple(standing.name for standing in standings if standing.remaining == 0)
-        return Charged(wait_us == 0, wait_us / 1e6, used_up if wait_us else (), standings)
+        return Charged(
+            wait_us == 0,
+            wait_us / 1e6,
+            used_up if wait_us else (),
+            standings,
+            policy.decode("utf-8", "replace"),
+        )
 
     async def charge_address(self, address: str, most: int, window_s: int) -> float:
         """Charge one handshake to a client address.
@@ -119,13 +128,13 @@ class RateLimiter:
         """
         await self._run(-1, tenant_id, session_id, quotas)
 
-    async def _run(self, step: int, tenant_id: str, session_id: str, quotas: Sequence[Quota]) -> list[int]:
+    async def _run(self, step: int, tenant_id: str, session_id: str, quotas: Sequence[Quota]) -> list[Any]:
         keys = [self._keys.tenant_limits(tenant_id)]
         args: list[Argument] = [step, *[OVERRIDES[quota.name] for quota in quotas]]
         for quota in quotas:
             keys.append(self._key(quota, tenant_id, session_id))
             args += (quota.most, quota.window_s)
-        reply: list[int] = await self._store.script(RATE, keys, args)
+        reply: list[Any] = await self._store.script(RATE, keys, args)
         return reply
 
     def _key(self, quota: Quota, tenant_id: str, session_id: str) -> str:

@@ -22,6 +22,7 @@ _PAGE_ENTRIES = 256
 _PAGES_AT_ONCE = 32
 _HISTORIES_AT_ONCE = 8  # of these: who reads without a socket must not keep sockets waiting
 _MARKS_A_CALL = 200
+_ATTEMPT_OVER = 2**53  # of an answer that is over (see lua/_stream.lua)
 
 
 class Running(NamedTuple):
@@ -47,6 +48,7 @@ class Resumed(NamedTuple):
         generation: grows with every connection of the session.
         page: the first messages.
         running: the session's tasks that have not ended.
+        streams: whether an answer of the session may be streamed.
     """
 
     status: ResumeStatus
@@ -56,6 +58,7 @@ class Resumed(NamedTuple):
     generation: int
     page: Batch
     running: tuple[Running, ...] = ()
+    streams: bool = True
 
 
 class Page(NamedTuple):
@@ -185,12 +188,14 @@ class SessionLog:
         reply = await self._pages(RESUME, session, args)
         if not reply:
             raise NotYours
-        status, epoch, start, head, oldest, generation, tasks, *entries = reply
+        status, epoch, start, head, oldest, generation, streams, tasks, *entries = reply
         size = len(Running._fields)
         words = [word.decode("utf-8", "replace") for word in tasks]
         running = tuple(Running(*words[at : at + size]) for at in range(0, len(words), size))
         batch = Batch(epoch.decode(), start + 1, entries)
-        return Resumed(status.decode(), start, head, oldest, generation, batch, running)
+        return Resumed(
+            status.decode(), start, head, oldest, generation, batch, running, streams=bool(streams)
+        )
 
     async def read(self, session: str, position: Position) -> Page:
         """The messages that follow a position, as many as a page holds.
@@ -267,7 +272,8 @@ class SessionLog:
         prefix, fields = self._keys.tasks_beside(session), ("attempt", "text", "reasoning")
         calls = [self._feed.call("HMGET", f"{prefix}{task}:stream", *fields) for task in tasks]
         told = await asyncio.gather(*calls)
-        return [None if one[0] is None else (int(one[0]), int(one[1]), int(one[2])) for one in told]
+        reached = [None if one[0] is None else (int(one[0]), int(one[1]), int(one[2])) for one in told]
+        return [None if one is None or one[0] >= _ATTEMPT_OVER else one for one in reached]
 
     async def ensure(self, session: str, user: str = "") -> Position:
         """The newest position of a session's log; begins the session if there is none.

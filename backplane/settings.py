@@ -45,6 +45,10 @@ def _setting(
     )
 
 
+BUSY_POLICIES = ("concurrent", "reject", "enqueue", "interrupt")
+"""What becomes of a message to a session whose task still runs."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All settings of all processes; each process reads those that concern it."""
@@ -119,8 +123,8 @@ class Settings:
         choices=("keep", "show"), group="Tasks",
     )  # fmt: skip
     task_kept_s: int = _setting(
-        86_400, "How long a task can be asked for after its end.",
-        unit="s", least=60, most=90 * 86_400, group="Tasks",
+        86_400, "How long a task can be asked for after its end, and an answer to it is known to be late.",
+        unit="s", least=3_600, most=90 * 86_400, group="Tasks",
     )  # fmt: skip
     idempotency_kept_s: int = _setting(
         86_400, "How long a repeated Idempotency-Key or client_message_id is known.",
@@ -135,10 +139,13 @@ class Settings:
         group="Tasks",
     )  # fmt: skip
     busy_policy: str = _setting(
-        "concurrent", "A message to a session whose task still runs: runs beside it, is refused, or ends that one.",
-        choices=("concurrent", "reject", "interrupt"), group="Tasks",
+        "concurrent", "A message to a session whose task still runs: runs beside it, is refused, waits, or ends that one.",
+        choices=BUSY_POLICIES, group="Tasks",
     )  # fmt: skip
-
+    progress_interval_ms: int = _setting(
+        250, "A step of a task that is reported more often is logged and sent so often, as it is then; 0: each time.",
+        unit="ms", least=0, most=60_000, group="Tasks",
+    )  # fmt: skip
     stream_max_bytes: int = _setting(
         1024 * 1024, "What is kept of an answer while it is streamed; what is beyond comes with its end.",
         unit="bytes", least=1_024, most=64 * 1024 * 1024, group="Tasks",

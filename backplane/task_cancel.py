@@ -26,7 +26,13 @@ async def finish_cancel(tasks: Tasks, queue: TaskQueue, callback_list: str, tena
         uuid4(), due.task_id, due.session_id, tenant_id, due.tier, due.agent_id, due.context, due.queue,
         callback_list, due.reason, now,
     )  # fmt: skip
-    with suppress(QueueFull):  # the agent works in vain then; what it says is not shown
-        await queue.push(due.queue, due.task_id, "cancel", action)
+    if due.unpushed and await queue.void(due.queue, due.task_id, "run"):
+        # The AES knows nothing of it. If no client does, either, it never was.
+        if due.unpushed == "reserved":
+            await tasks.settle(callback_list, due, pushed=False)
+            return ""
+    else:
+        with suppress(QueueFull):  # the agent works in vain then; what it says is not shown
+            await queue.push(due.queue, due.task_id, "cancel", action)
     entry = end_entry("cancelled", due.task_id, due.session_id, tenant_id, due.tier, due.reason, now)
     return await tasks.end(callback_list, entry, "cancelling", now)

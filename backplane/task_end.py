@@ -109,6 +109,20 @@ def input_entry(task_id: str, session_id: str, tenant_id: str, tier: str, input_
     return Entry(session_id, digest, to_entry(message), "p", task_id, "working")
 
 
+def restarted(action: str, now: float, deadline: float) -> bytes:
+    """An action that has waited, as it is pushed now.
+
+    Args:
+        now: seconds since 1970.
+        deadline: likewise.
+    """
+    fields = msgspec.json.decode(action)
+    fields["timeout"] = max(1, round(deadline - now))
+    fields["deadline_at"] = datetime.fromtimestamp(deadline, UTC).isoformat()
+    fields["queue_metadata"]["enqueued_at"] = datetime.fromtimestamp(now, UTC).isoformat()
+    return msgspec.json.encode(fields)
+
+
 def _base(
     task_id: str,
     session_id: str,

@@ -51,6 +51,14 @@ class TaskQueue:
         """
         return await self._run(queue_name, task_id, what, b"") == b"void"
 
+    async def is_full(self, queue_name: str) -> bool:
+        """Whether as many actions as allowed wait.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        return await self.length(queue_name) >= self._most
+
     async def length(self, queue_name: str) -> int:
         """How many actions wait.
 

@@ -28,7 +28,19 @@ from backplane.errors import (
 )
 from backplane.keys import Keys
 from backplane.position import Position, new_epoch
-from backplane.scripts import ACCEPT, CANCEL, DUE, END_TASK, INPUT, LOG_EVENT, SETTLE, Script
+from backplane.scripts import (
+    ACCEPT,
+    CANCEL,
+    CATCH_UP,
+    DUE,
+    END_TASK,
+    INPUT,
+    LEFT,
+    LOG_EVENT,
+    RELEASE,
+    SETTLE,
+    Script,
+)
 from backplane.settings import Settings
 from backplane.store import Store
 from backplane.wire import Argument, forget
@@ -37,8 +49,12 @@ ENDED = frozenset({"completed", "failed", "timeout", "cancelled"})
 RESERVED_S = 10.0  # a reserved task is looked at by a router after that
 _LOOK_AGAIN_S = 2.0
 _CANCEL_S = 2.0  # whoever cancels a task has so long before a router does it for him
+_HELD_S = 60.0  # one that waits for others is looked at so often, should nobody tell that they have ended
 _TASKS_A_LOOK = 100
-_DUE_FIELDS = ("status", "session_id", "tier", "queue", "names", "reason", "context", "agent_id")
+_DUE_FIELDS = (
+    "status", "session_id", "tier", "queue", "names", "reason", "context", "agent_id", "unpushed", "action",
+    "deadline",
+)  # fmt: skip
 
 
 class NewTask(NamedTuple):
@@ -47,10 +63,12 @@ class NewTask(NamedTuple):
     Attributes:
         names: under which the client may send it again (see `send_name`), at most two.
         fingerprint: of what it says: the same name with another one is refused.
-        deadline: seconds since 1970.
-        latest: how far a report of progress may put that off.
-        policy: for a session that is busy: concurrent, reject or interrupt.
+        timeout_s: the time that it has.
+        extended_s: how far reports of progress may put that off; at least ``timeout_s``.
+        policy: for a session that is busy: one of `BUSY_POLICIES`.
         fields: more of its record.
+        action: with ``enqueue`` what is pushed when the others have ended.
+        left_s: how long nobody may be connected to its session before it is cancelled; None: for ever.
     """
 
     task_id: str
@@ -59,51 +77,73 @@ class NewTask(NamedTuple):
     user: str
     names: Sequence[str]
     fingerprint: str
-    deadline: float
-    latest: float
+    timeout_s: float
+    extended_s: float
     policy: str
     fields: Mapping[str, str]
+    action: bytes = b""
+    left_s: int | None = None
 
 
 class Reserved(NamedTuple):
     """A send that was accepted.
 
     Attributes:
+        at: when, by the server's clock (seconds since 1970).
         position: of the session's log, before the task.
         interrupted: tasks of the session that are being cancelled for it.
+        held: it waits for others of its session to end.
     """
 
+    at: float
     position: Position
     interrupted: list[str]
+    held: bool = False
 
 
 class Duplicate(NamedTuple):
     """A send that had been accepted before.
 
     Attributes:
+        at: now, by the server's clock (seconds since 1970).
         status: of its task; empty if nothing is known of it any more.
-        deadline: seconds since 1970; None likewise.
+        deadline: seconds since 1970; None likewise, and if it waits for others.
         cursor: of the session, before the task.
+        queue: of its action.
     """
 
+    at: float
     task_id: str
     status: str
     deadline: float | None
     cursor: str
+    queue: str
 
 
 class Due(NamedTuple):
-    """A task at which a router has to look."""
+    """A task at which a router has to look.
+
+    Attributes:
+        unpushed: see ``lua/_cancel.lua``.
+        action: what is pushed when it goes on, if it waits for others or has.
+        deadline: ms since 1970, as text.
+        what: at what: ``left``, whether anybody is; ``pending``, what it reported last; empty: its status and
+            its time.
+    """
 
     task_id: str
-    status: str
-    session_id: str
-    tier: str
-    queue: str
-    names: str
-    reason: str
-    context: str
-    agent_id: str
+    status: str = ""
+    session_id: str = ""
+    tier: str = ""
+    queue: str = ""
+    names: str = ""
+    reason: str = ""
+    context: str = ""
+    agent_id: str = ""
+    unpushed: str = ""
+    action: str = ""
+    deadline: str = ""
+    what: str = ""
 
 
 class Found(NamedTuple):
@@ -134,16 +174,14 @@ class Tasks:
         self._keys = keys
         self._appending = Appending(settings, keys, store.publish_command)
         self._session_ttl_ms = settings.session_log_max_age_s * 1125
+        self._ahead_s = 0.0  # of this process's clock is the server's
         self._names_kept_s = settings.idempotency_kept_s
         self._most = settings.session_tasks_max
         self._kept_ms = settings.task_kept_s * 1000
         self._grace_ms = int(settings.deadline_grace_s * 1000)
 
-    async def accept(self, task: NewTask, now: float) -> Reserved | Duplicate:
+    async def accept(self, task: NewTask) -> Reserved | Duplicate:
         """Reserve a task, if it is not known and its session is free for it.
-
-        Args:
-            now: seconds since 1970.
 
         Raises:
             NotYours: the session belongs to another user.
@@ -155,36 +193,48 @@ class Tasks:
         base = keys.session(listed, task.session_id)
         names = [base, f"{base}:tasks", keys.due(listed), keys.task(listed, task.task_id)]
         names += [keys.send(listed, name) for name in task.names]
-        look_at = int(min(now + RESERVED_S, task.deadline) * 1000)
-        ttl_ms = int((task.latest - now) * 1000) + self._grace_ms + self._kept_ms
+        look_s = min(RESERVED_S, task.timeout_s)
+        left_ms, look_left_ms = "", 0
+        if task.left_s:
+            look_s = min(look_s, look_for_anybody_s(task.left_s))
+            left_ms, look_left_ms = str(task.left_s * 1000), int(look_for_anybody_s(task.left_s) * 1000)
         args: list[Argument] = [
-            new_epoch(now), self._session_ttl_ms, task.user, task.task_id, task.fingerprint,
-            self._names_kept_s, task.policy, self._most, look_at, ttl_ms,
-            "session_id", task.session_id, "accepted", int(now * 1000), "deadline", int(task.deadline * 1000),
-            "latest", int(task.latest * 1000), "names", " ".join(task.names),
+            new_epoch(time.time()), self._session_ttl_ms, task.user, task.task_id, task.fingerprint,
+            self._names_kept_s, task.policy, self._most, int(RESERVED_S * 1000), int(task.timeout_s * 1000),
+            int(task.extended_s * 1000), self._grace_ms + self._kept_ms, task.action, left_ms, look_left_ms,
+            "session_id", task.session_id, "names", " ".join(task.names),
         ]  # fmt: skip
         for field in task.fields.items():
             args += field
-        kind, *rest = await self._announced(listed, look_at, ACCEPT, names, args)
+        kind, *rest = await self._announced(listed, look_s, ACCEPT, names, args)
         return _accepted(kind.decode(), rest)
 
+    def _note_clock(self, reply: list[Any]) -> None:
+        """Routers go by the server's clock."""
+        if reply[0] in (b"new", b"held", b"duplicate"):
+            self._ahead_s = reply[1] / 1000 - time.time()
+
     async def _announced(
-        self, listed: str, look_at: int, script: Script, names: list[str], args: list[Argument]
+        self, listed: str, look_s: float, script: Script, names: list[str], args: list[Argument]
     ) -> Any:
         """Run a script that makes a task of a list due.
 
         The routers know of it before anybody could die with it, and are told once more: one may have looked
-        at the list between the two, and have put it off again.
+        at the list between the two, and have put it off again. If they cannot be told, they find it when they
+        next look through their lists.
         """
-        told, reply = await asyncio.gather(
-            self._store.call("ZADD", self._keys.due_lists, "LT", look_at, listed),
-            self._store.script(script, names, args),
-        )
-        del told
         with suppress(RedisUnavailable):
-            again = self._store.call("ZADD", self._keys.due_lists, "LT", look_at, listed)
-            again.add_done_callback(forget)
+            self._tell_routers(listed, look_s).add_done_callback(forget)
+        reply = await self._store.script(script, names, args)
+        if script is ACCEPT:
+            self._note_clock(reply)
+        with suppress(RedisUnavailable):
+            self._tell_routers(listed, look_s).add_done_callback(forget)
         return reply
+
+    def _tell_routers(self, listed: str, look_s: float) -> asyncio.Future[Any]:
+        look_at = int((time.time() + self._ahead_s + look_s) * 1000)
+        return self._store.call("ZADD", self._keys.due_lists, "LT", look_at, listed)
 
     async def settle(self, callback_list: str, due: Due, *, pushed: bool) -> None:
         """Note what became of a task that was only reserved."""
@@ -194,7 +244,9 @@ class Tasks:
         names += [f"{base}:{part}" for part in ("tasks", "log", "seen", "streams")]
         names += [keys.send(callback_list, name) for name in due.names.split()]
         appending = self._appending.arguments(callback_list, time.time())
-        await self._store.script(SETTLE, names, [due.task_id, int(pushed), *appending])
+        _, soon = await self._store.script(SETTLE, names, [due.task_id, int(pushed), *appending])
+        if soon:
+            self._look_soon(callback_list)
 
     async def settle_pushed(self, task: NewTask) -> None:
         """Note that a task's action was pushed.
@@ -211,6 +263,52 @@ class Tasks:
             RedisUnavailable: Redis did not answer; a router does it later.
         """
         await self.settle(task.callback_list, _due_of(task), pushed=False)
+
+    async def catch_up(self, callback_list: str, session_id: str, task_id: str) -> None:
+        """Have a session's log say what Redis has of a task and it lacks: the question, the newest step.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        base = self._keys.session(callback_list, session_id)
+        names = [base, self._keys.due(callback_list)]
+        if self._store.clustered:
+            names.append(self._keys.task(callback_list, task_id))
+            names += [f"{base}:{part}" for part in ("log", "seen", "tasks", "streams")]
+        args = [task_id, *self._appending.arguments(callback_list, time.time())]
+        await self._store.script(CATCH_UP, names, list(args))
+
+    async def release(self, callback_list: str, due: Due) -> Due | None:
+        """Let a task go on that waits for others of its session: it is reserved then, and its time runs.
+
+        Returns:
+            The task as it is then; None if it still waits, or does no longer.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        keys = self._keys
+        base = keys.session(callback_list, due.session_id)
+        names = [keys.task(callback_list, due.task_id), keys.due(callback_list), f"{base}:tasks"]
+        kept_ms = self._grace_ms + self._kept_ms
+        args: list[Argument] = [due.task_id, kept_ms, int(_HELD_S * 1000)]
+        done, *deadline = await self._store.script(RELEASE, names, args)
+        return due._replace(status="reserved", deadline=str(deadline[0])) if done else None
+
+    async def is_left_alone(self, callback_list: str, due: Due, connections: int) -> bool:
+        """Whether nobody has been connected to a task's session for as long as it waits for somebody.
+
+        Args:
+            connections: that its session has.
+
+        Raises:
+            RedisUnavailable: Redis did not answer.
+        """
+        keys = self._keys
+        names = [keys.task(callback_list, due.task_id), keys.due(callback_list)]
+        names.append(keys.session(callback_list, due.session_id))
+        (alone,) = await self._store.script(LEFT, names, [due.task_id, connections])
+        return bool(alone)
 
     async def find(self, tenant_id: str, task_id: str) -> Found | None:
         """A task's record; None if there is none.
@@ -268,16 +366,14 @@ class Tasks:
         keys, listed = self._keys, found.callback_list
         base = keys.session(listed, found.fields.get("session_id", ""))
         names = [keys.task(listed, task_id), keys.due(listed), base]
-        look_at = int((time.time() + _CANCEL_S) * 1000)
-        args: list[Argument] = [task_id, user, reason, look_at, *_DUE_FIELDS[1:]]
-        reply = await self._announced(listed, look_at, CANCEL, names, args)
+        args: list[Argument] = [task_id, user, reason, int(_CANCEL_S * 1000), *_DUE_FIELDS[1:]]
+        reply = await self._announced(listed, _CANCEL_S, CANCEL, names, args)
         status, *rest = (part.decode("utf-8", "replace") for part in reply)
         if status == "unknown":
             raise UnknownTask
         if status == "not_yours":
             raise NotYours
-        due = Due(task_id, status, *rest)
-        return due if status == "cancelling" else due._replace(reason=reason)
+        return Due(task_id, status, *rest)
 
     async def take_input(
         self, found: Found, task_id: str, user: str, input_id: str, fingerprint: str
@@ -346,7 +442,16 @@ class Tasks:
         done, *told = await self._store.script(END_TASK, names, list(args))
         if done < 0:
             raise RedisRefused(told[0].decode("utf-8", "replace"))
-        return "" if done else told[0].decode() or "unknown"
+        if not done:
+            return told[0].decode() or "unknown"
+        if told[0]:
+            self._look_soon(callback_list)
+        return ""
+
+    def _look_soon(self, callback_list: str) -> None:
+        """Another task goes on now; if the routers are not told, they look later all the same."""
+        with suppress(RedisUnavailable):
+            self._tell_routers(callback_list, 0.0).add_done_callback(forget)
 
     async def due(self, callback_list: str) -> tuple[float | None, list[Due]]:
         """The tasks of a list at which to look now, and when to come again (seconds since 1970).
@@ -355,24 +460,32 @@ class Tasks:
             RedisUnavailable: Redis did not answer.
         """
         key, args = self._keys.due(callback_list), [_TASKS_A_LOOK, int(_LOOK_AGAIN_S * 1000)]
-        following, *ids = await self._store.script(DUE, [key], list[Argument](args))
-        reads = [
-            self._store.call("HMGET", self._keys.task(callback_list, _text(task)), *_DUE_FIELDS)
-            for task in ids
-        ]
-        records = await asyncio.gather(*reads)
-        told = [
-            Due(*(_text(part) for part in (task, *record))) for task, record in zip(ids, records, strict=True)
-        ]
+        following, *members = await self._store.script(DUE, [key], list[Argument](args))
+        told = await asyncio.gather(*[self._due(callback_list, member.decode()) for member in members])
         found = [due for due in told if due.status and due.status not in ENDED]
-        gone = [due.task_id for due in told if not due.status or due.status in ENDED]
+        gone = [
+            member for member, due in zip(members, told, strict=True) if not due.status or due.status in ENDED
+        ]
         if gone:
             await self._store.call("ZREM", key, *gone)
         return int(following) / 1000 if following else None, found
 
+    async def _due(self, callback_list: str, member: str) -> Due:
+        what, _, task_id = member.rpartition(" ")
+        try:
+            record = await self._store.call("HMGET", self._keys.task(callback_list, task_id), *_DUE_FIELDS)
+        except RedisRefused:  # something else stands there: it is no task, and must not hide the others
+            record = []
+        return Due(task_id, *(_text(part) for part in record))._replace(what=what)
+
+
+def look_for_anybody_s(left_s: int) -> float:
+    """How often it is looked whether anybody is left, as long as somebody is."""
+    return max(1.0, min(left_s / 4, 15.0))
+
 
 def _due_of(task: NewTask) -> Due:
-    return Due(task.task_id, "", task.session_id, "", "", " ".join(task.names), "", "", "")
+    return Due(task.task_id, session_id=task.session_id, names=" ".join(task.names))
 
 
 def _text(reply: bytes | None) -> str:
@@ -386,8 +499,11 @@ def _accepted(kind: str, rest: list[Any]) -> Reserved | Duplicate:
         raise NameUsed(rest[0].decode())
     if kind == "busy":
         raise Busy([task.decode() for task in rest])
+    at, *rest = rest
     if kind == "duplicate":
-        task_id, status, deadline, cursor = (part.decode() for part in rest)
-        return Duplicate(task_id, status, int(deadline) / 1000 if deadline else None, cursor)
+        task_id, status, deadline, cursor, queue = (part.decode() for part in rest)
+        ends = None if status == "held" or not deadline else int(deadline) / 1000
+        return Duplicate(at / 1000, task_id, status, ends, cursor, queue)
     epoch, head, *interrupted = rest
-    return Reserved(Position(epoch.decode(), head), [task.decode() for task in interrupted])
+    position = Position(epoch.decode(), head)
+    return Reserved(at / 1000, position, [task.decode() for task in interrupted], held=kind == "held")

@@ -19,6 +19,7 @@ from backplane.errors import LimitReached
 from backplane.ownership import list_connections
 from backplane.rate_limiter import OVERRIDES
 from backplane.revocations import Kind, Revocation
+from backplane.settings import BUSY_POLICIES
 from gateway import control
 from gateway.chat import invalid_field
 from gateway.control import CloseOrder
@@ -28,7 +29,8 @@ from gateway.identity import OPERATOR, Grant, check_scope, check_tenant, valid_i
 from gateway.pod import Pod
 
 _MOST_LISTED = 1_000
-_LIMITS = (*OVERRIDES.values(), "connections")
+_NUMBERS = (*OVERRIDES.values(), "connections")
+_LIMITS = (*_NUMBERS, "busy_policy")
 _TOKEN_ID = re.compile(r"[!-~]{1,256}")
 _TokenId = Annotated[str, msgspec.Meta(pattern=f"^{_TOKEN_ID.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -164,7 +166,9 @@ class AdminEndpoints:
         assert tenant_id is not None
         replies = await self._pod.commands.call("HMGET", self._pod.keys.tenant_limits(tenant_id), *_LIMITS)
         found = zip(_LIMITS, replies, strict=True)
-        return json_response({name: int(value) for name, value in found if value is not None})
+        return json_response(
+            {name: _limit(name, value.decode()) for name, value in found if value is not None}
+        )
 
     async def set_limits(self, request: Request) -> Response:
         """Set them, all at once: what is left out is the tier's again. For operators only."""
@@ -173,10 +177,14 @@ class AdminEndpoints:
             raise ClientError(403, "forbidden", "only an operator's token may change a tenant's limits")
         tenant_id = check_tenant(grant, request.path_params["tenant_id"])
         assert tenant_id is not None
-        asked = await self._body(request, dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)]])
-        unknown = [name for name in asked if name not in _LIMITS]
-        if unknown:
+        asked = await self._body(request, dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)] | str])
+        if any(name not in _LIMITS for name in asked):
             raise ClientError(422, "invalid_field", f"limits are {', '.join(_LIMITS)}")
+        for name, value in asked.items():
+            if name in _NUMBERS and not isinstance(value, int):
+                raise ClientError(422, "invalid_field", f"{name} must be a whole number from 0")
+            if name not in _NUMBERS and value not in BUSY_POLICIES:
+                raise ClientError(422, "invalid_field", f"{name} is one of {', '.join(BUSY_POLICIES)}")
         key, call = self._pod.keys.tenant_limits(tenant_id), self._pod.commands.call
         if asked:  # first: a send in between must not go by no limits at all
             await call("HSET", key, *[part for pair in asked.items() for part in pair])
@@ -195,6 +203,10 @@ class AdminEndpoints:
             raise invalid_field(error) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ClientError(400, "not_json", f"the body is not JSON: {error}") from None
+
+
+def _limit(name: str, value: str) -> int | str:
+    return int(value) if name in _NUMBERS else value
 
 
 def _checked(value: str | None, name: str, check: Callable[[str, str], str]) -> str | None:

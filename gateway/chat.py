@@ -26,7 +26,8 @@ class ChatBody(msgspec.Struct, forbid_unknown_fields=False):
     user_info: dict[str, Any] = {}
     max_iterations: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
     client_message_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
-    busy_policy: Literal["concurrent", "reject", "interrupt"] | None = None
+    busy_policy: Literal["concurrent", "reject", "enqueue", "interrupt"] | None = None
+    cancel_if_left_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] | None = None
     timeout: Annotated[int, msgspec.Meta(ge=1)] | None = None
     agent_id: str | None = None
 

@@ -148,10 +148,11 @@ class Feed:
         streams: answers that are streamed to its sockets, by task.
         has: of sockets that have come since the streams were read: what their clients have of such.
         loading: the streams are being read; None if they are not.
+        pieces: of answers that were published since this pod is subscribed.
     """
 
     __slots__ = (
-        "catching", "channel", "epoch", "has", "loading", "marked", "replaced", "sockets",
+        "catching", "channel", "epoch", "has", "loading", "marked", "pieces", "replaced", "sockets",
         "streams",
     )  # fmt: skip
 
@@ -165,6 +166,7 @@ class Feed:
         self.streams: dict[str, Stream] = {}
         self.has: dict[Subscriber, Mapping[str, Have]] = {}
         self.loading: Loading | None = None
+        self.pieces = 0
 
     @property
     def session(self) -> str:

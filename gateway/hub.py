@@ -110,6 +110,7 @@ class Hub:
         feed = self._feed(session.encode())
         group = CatchUp([], Position("", 0))
         feed.catching.append(group)  # from here on live messages are kept aside
+        pieces = feed.pieces
         try:
             resumed = await self._session_log.resume(session, cursor, user, reread)
             epoch = resumed.page.epoch
@@ -126,7 +127,7 @@ class Hub:
             self._begin_epoch(feed, epoch)
         group.position = Position(epoch, resumed.start)
         group.sockets.append(socket)
-        if socket.wants_chunks:
+        if socket.wants_chunks and (resumed.streams or feed.pieces > pieces):
             self.streams.attach(feed, socket, has)
         group.send(resumed.page)
         if not self._join_live(feed, group, resumed.head):

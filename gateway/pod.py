@@ -187,6 +187,7 @@ class Pod:
             "delivered": self.hub.delivered,
             "gaps": self.hub.gaps,
             "events_told": self.topics.told,
+            "streams_healed": self.hub.streams.healed,
             "sends_accepted": self.sender.accepted,
             "sends_repeated": self.sender.duplicates,
             "tasks_cancelled": self.desk.cancelled,
@@ -232,6 +233,7 @@ class Pod:
 
     async def _note_all(self) -> None:
         await self.sockets.noted()
+        await self.desk.finished()
         await self.hub.flush_marks()
 
     async def leave(self) -> None:

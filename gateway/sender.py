@@ -12,7 +12,7 @@ from backplane.errors import Busy, NameUsed, NotYours, QueueFull, RedisUnavailab
 from backplane.keys import TIERS, Keys
 from backplane.rate_limiter import Charged, Quota, RateLimiter
 from backplane.session_log import SessionLog
-from backplane.settings import Settings
+from backplane.settings import BUSY_POLICIES, Settings
 from backplane.task_queue import TaskQueue
 from backplane.tasks import Duplicate, NewTask, Reserved, Tasks, send_name
 from gateway.access import AgentAccess
@@ -34,6 +34,16 @@ class Accepted(NamedTuple):
 
     answer: dict[str, Any]
     headers: tuple[tuple[str, str], ...]
+
+
+class _Send(NamedTuple):
+    """A message that somebody sends, and the task that is to be made of it."""
+
+    identity: Identity
+    context: Context
+    body: ChatBody
+    task: NewTask
+    charged: Charged | None
 
 
 class Sender:
@@ -67,38 +77,50 @@ class Sender:
 
         Raises:
             ClientError: 403 what the token does not allow, or another user's session, 409 its name was used
-            for
-                another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
+                for another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
         """
         check_scope(identity.grant, "chat")
         check_agent(identity.grant, context.agent_id)
-        now = int(time.time() * 1000) / 1000  # as the record has it
         try:
             callbacks = await self._log.callback_list(identity.tenant_id, identity.session_id)
-            task = self._new_task(identity, context, body, callbacks, now)
-            charged = await self._admit(identity, context.agent_id)
-            accepted = await self._accept(identity, charged, task, now)
+            task = self._new_task(identity, context, body, callbacks)
+            send = _Send(identity, context, body, task, await self._admit(identity, context.agent_id))
+            send = await self._with_policy(send)
+            accepted = await self._accept(send)
             if isinstance(accepted, Duplicate):
-                await self._refund(identity, charged)
-                task = task._replace(task_id=accepted.task_id, deadline=accepted.deadline or task.deadline)
-                if accepted.status == "reserved":
-                    await self._push(identity, context, body, task, now)
+                answer = await self._repeat(send, accepted)
             else:
-                self._desk.finish(callbacks, identity.tenant_id, accepted.interrupted)
-                await self._push_first(identity, context, body, charged, task, now)
+                answer = await self._begin(send, accepted)
         except RedisUnavailable:
             raise redis_unavailable() from None
-        if isinstance(accepted, Reserved):
-            self.accepted += 1
-            self._desk.settle(task)
-        else:
-            self.duplicates += 1
-        headers = () if charged is None else rate_headers(charged.standings)
-        return Accepted(self._answer(identity, task, accepted), headers)
+        return Accepted(answer, () if send.charged is None else rate_headers(send.charged.standings))
 
-    def _new_task(
-        self, identity: Identity, context: Context, body: ChatBody, callback_list: str, now: float
-    ) -> NewTask:
+    async def _begin(self, send: _Send, accepted: Reserved) -> dict[str, Any]:
+        task, deadline = send.task, accepted.at + send.task.timeout_s
+        self._desk.finish(task.callback_list, send.identity.tenant_id, accepted.interrupted)
+        if accepted.held:
+            self._desk.show_question(task)
+        else:
+            await self._push_first(send, accepted.at, deadline)
+            self._desk.settle(task)
+        self.accepted += 1
+        # What waits for others has no deadline before it goes on.
+        ends = None if accepted.held else deadline
+        return self._answer(send, str(accepted.position), ends, duplicate=False)
+
+    async def _repeat(self, send: _Send, known: Duplicate) -> dict[str, Any]:
+        """Push the action in the place of whoever should have done it, if nobody has."""
+        await self._refund(send)
+        task = send.task._replace(task_id=known.task_id)
+        if known.queue:  # the tenant's tier may be another one by now
+            task = task._replace(fields={**task.fields, "queue": known.queue})
+        send = send._replace(task=task)
+        if known.status == "reserved":
+            await self._push(send, known.at, known.deadline or known.at + task.timeout_s)
+        self.duplicates += 1
+        return self._answer(send, known.cursor, known.deadline, duplicate=True)
+
+    def _new_task(self, identity: Identity, context: Context, body: ChatBody, callback_list: str) -> NewTask:
         settings, tier = self._settings, identity.tenant_tier
         names = (("key", context.idempotency_key), ("message", body.client_message_id))
         fields = {
@@ -109,8 +131,8 @@ class Sender:
         }
         task_id = str(uuid4())
         if settings.echo_messages:
-            fields["question"] = question_entry(identity, context, body, task_id, now).decode()
-        deadline = now + timeout_s(settings, tier, body.timeout)
+            fields["question"] = question_entry(identity, context, body, task_id, time.time()).decode()
+        time_s = timeout_s(settings, tier, body.timeout)
         return NewTask(
             task_id=task_id,
             callback_list=callback_list,
@@ -118,22 +140,35 @@ class Sender:
             user=identity.owner,
             names=[send_name(kind, identity.session_id, name) for kind, name in names if name is not None],
             fingerprint=fingerprint(context, body),
-            deadline=deadline,
-            latest=max(deadline, now + settings.for_tier("task_extended_max_s", tier)),
-            policy=body.busy_policy or settings.busy_policy,
+            timeout_s=time_s,
+            extended_s=max(time_s, settings.for_tier("task_extended_max_s", tier)),
+            policy="",
             fields=fields,
+            left_s=body.cancel_if_left_s,
         )
 
-    def _answer(self, identity: Identity, task: NewTask, accepted: Reserved | Duplicate) -> dict[str, Any]:
-        duplicate = isinstance(accepted, Duplicate)
+    async def _with_policy(self, send: _Send) -> _Send:
+        """With the request's policy for busy sessions, else its tenant's, else everybody's."""
+        of_tenant = "" if send.charged is None else send.charged.busy_policy
+        of_all = of_tenant if of_tenant in BUSY_POLICIES else self._settings.busy_policy
+        task = send.task._replace(policy=send.body.busy_policy or of_all)
+        if task.policy == "interrupt" and await self._queue.is_full(task.fields["queue"]):
+            await self._refund(send)  # nothing is ended for a message that cannot take its place
+            raise _queue_full(send)
+        if task.policy == "enqueue":
+            now = time.time()  # it is pushed later, with the times of then
+            task = task._replace(action=self._action(send, now, now + task.timeout_s))
+        return send._replace(task=task)
+
+    def _answer(self, send: _Send, cursor: str, deadline: float | None, *, duplicate: bool) -> dict[str, Any]:
         return {
             "success": True,
-            "task_id": task.task_id,
+            "task_id": send.task.task_id,
             "message": "Message accepted; the answer comes over the session's sockets.",
-            "queue_name": task.fields["queue"],
-            "estimated_time": self._settings.for_tier("estimated_time_s", identity.tenant_tier),
-            "deadline_at": datetime.fromtimestamp(task.deadline, UTC).isoformat(),
-            "cursor": accepted.cursor if isinstance(accepted, Duplicate) else str(accepted.position),
+            "queue_name": send.task.fields["queue"],
+            "estimated_time": self._settings.for_tier("estimated_time_s", send.identity.tenant_tier),
+            "deadline_at": None if deadline is None else datetime.fromtimestamp(deadline, UTC).isoformat(),
+            "cursor": cursor,
             "duplicate": duplicate,
         }
 
@@ -145,21 +180,19 @@ class Sender:
         try:
             await self._access.check(identity, agent_id)
         except ClientError as error:
-            if error.is_for_later:
-                await self._refund(identity, charged)
+            if error.is_for_later and charged is not None:
+                await self._give_back(identity)
             raise
         return charged
 
-    async def _accept(
-        self, identity: Identity, charged: Charged | None, task: NewTask, now: float
-    ) -> Reserved | Duplicate:
+    async def _accept(self, send: _Send) -> Reserved | Duplicate:
         try:
-            return await self._tasks.accept(task, now)
+            return await self._tasks.accept(send.task)
         except (RedisUnavailable, NotYours, NameUsed, Busy) as error:
-            await self._refund(identity, charged)
+            await self._refund(send)
             if isinstance(error, RedisUnavailable):
                 raise
-            raise _refusal(error, task) from None
+            raise _refusal(error, send.task) from None
 
     async def _charge(self, identity: Identity) -> Charged | None:
         """None where Redis cannot tell, and that is to be let through."""
@@ -172,59 +205,55 @@ class Sender:
                 return None
             raise
 
-    async def _refund(self, identity: Identity, charged: Charged | None) -> None:
-        if charged is None:
-            return
+    async def _refund(self, send: _Send) -> None:
+        if send.charged is not None:
+            await self._give_back(send.identity)
+
+    async def _give_back(self, identity: Identity) -> None:
         with suppress(RedisUnavailable):  # then one send less is allowed, for a while
             await self._limiter.refund(
                 identity.tenant_id, identity.session_id, self._quotas[identity.tenant_tier]
             )
 
-    async def _push_first(
-        self,
-        identity: Identity,
-        context: Context,
-        body: ChatBody,
-        charged: Charged | None,
-        task: NewTask,
-        now: float,
-    ) -> None:
+    async def _push_first(self, send: _Send, now: float, deadline: float) -> None:
         """Push the action of a task that this send has reserved; or take all back."""
         try:
-            await self._push(identity, context, body, task, now)
+            await self._push(send, now, deadline)
         except ClientError:
-            if await self._undo(identity, charged, task):
+            if await self._undo(send):
                 raise
 
-    async def _push(
-        self, identity: Identity, context: Context, body: ChatBody, task: NewTask, now: float
-    ) -> None:
-        queue_name = task.fields["queue"]
-        action = build_action(
-            self._settings, identity, context, body, task_id=task.task_id, action_id=uuid4(),
-            queue_name=queue_name, callback_queue=task.callback_list, now=now, deadline=task.deadline,
-        )  # fmt: skip
+    async def _push(self, send: _Send, now: float, deadline: float) -> None:
+        task, action = send.task, self._action(send, now, deadline)
         try:
-            pushed = await self._queue.push(queue_name, task.task_id, "run", action)
+            pushed = await self._queue.push(task.fields["queue"], task.task_id, "run", action)
         except QueueFull:
-            raise ClientError(
-                503,
-                "queue_full",
-                f"too many messages of tier {identity.tenant_tier} wait for agents",
-                retry_after_s=5,
-            ) from None
-        if not pushed:  # this took so long that a router has given the task up
+            raise _queue_full(send) from None
+        if not pushed:  # this took so long that a router has given the task up, or it was cancelled meanwhile
             raise redis_unavailable()
 
-    async def _undo(self, identity: Identity, charged: Charged | None, task: NewTask) -> bool:
+    def _action(self, send: _Send, now: float, deadline: float) -> bytes:
+        task = send.task
+        return build_action(
+            self._settings, send.identity, send.context, send.body, task_id=task.task_id, action_id=uuid4(),
+            queue_name=task.fields["queue"], callback_queue=task.callback_list, now=now, deadline=deadline,
+        )  # fmt: skip
+
+    async def _undo(self, send: _Send) -> bool:
         """Take a task back; False if the same send, repeated, has pushed it meanwhile."""
+        task = send.task
         with suppress(RedisUnavailable):  # then a router does it
             # Voided first: who repeats the send now must not push what is forgotten then.
             if not await self._queue.void(task.fields["queue"], task.task_id, "run"):
                 return False
             await self._tasks.forget(task)
-        await self._refund(identity, charged)
+        await self._refund(send)
         return True
+
+
+def _queue_full(send: _Send) -> ClientError:
+    detail = f"too many messages of tier {send.identity.tenant_tier} wait for agents"
+    return ClientError(503, "queue_full", detail, retry_after_s=5)
 
 
 def _refusal(error: Exception, task: NewTask) -> ClientError:

@@ -50,7 +50,7 @@ class Streams:
     # Sockets come and go.
 
     def attach(self, feed: Feed, socket: Subscriber, has: Mapping[str, Have]) -> None:
-        """A socket that wants pieces has come, perhaps in the middle of an answer: that is read first.
+        """A socket that wants pieces has come in the middle of an answer: that is read first.
 
         Args:
             has: what its client has, by task.
@@ -85,6 +85,7 @@ class Streams:
 
     def on_piece(self, feed: Feed, piece: Piece) -> None:
         """The agent has said more."""
+        feed.pieces += 1
         stream = feed.streams.get(piece.task_id) or self._begin(feed, piece)
         loading, name = feed.loading, PART_NAMES[piece.part]
         attempt, offset, chars = piece.attempt, piece.offset, piece.chars

@@ -1,4 +1,7 @@
-"""``/api/chat/tasks/{task_id}``: how a task goes, its cancel, and answers to what its agent asks."""
+"""``/api/chat/tasks/{task_id}``: how a task goes, its cancel, and answers to what its agent asks.
+
+``/api/chat/cancel`` is for who knows only the ``client_message_id`` with which it was sent.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,12 @@ PATH = "/api/chat/tasks/{task_id}"
 
 
 class _Cancel(msgspec.Struct):
+    reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+class _CancelNamed(msgspec.Struct):
+    task_id: str | None = None
+    client_message_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
     reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
@@ -44,6 +53,14 @@ def task_routes(pod: Pod) -> list[Route]:
         task_id = request.path_params["task_id"]
         return json_response(await pod.desk.cancel(grant, stated(request), task_id, None, reason))
 
+    async def cancel_named(request: Request) -> Response:
+        grant = await pod.authenticator.grant(bearer_token(request))
+        said = _decode(await read_body(request, pod.settings), _CancelNamed, pod.settings.json_depth_max)
+        told = await pod.desk.cancel(
+            grant, stated(request), said.task_id, said.client_message_id, said.reason
+        )
+        return json_response(told)
+
     async def answer(request: Request) -> Response:
         grant = await pod.authenticator.grant(bearer_token(request))
         said = _decode(await read_body(request, pod.settings), _Input, pod.settings.json_depth_max)
@@ -54,6 +71,7 @@ def task_routes(pod: Pod) -> list[Route]:
     return [
         Route(PATH, show),
         Route(f"{PATH}/cancel", cancel, methods=["POST"]),
+        Route("/api/chat/cancel", cancel_named, methods=["POST"]),
         Route(f"{PATH}/input", answer, methods=["POST"]),
     ]
 

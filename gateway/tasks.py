@@ -28,7 +28,7 @@ _TIMES = {
     "ended_at": "ended",
     "deadline_at": "deadline",
 }
-_SHOWN = {"reserved": "queued", "input_required": "working"}
+_SHOWN = {"held": "queued", "reserved": "queued", "input_required": "working"}
 _REASON_MAX = 256
 
 
@@ -136,6 +136,11 @@ class TaskDesk:
         entry = input_entry(due.task_id, due.session_id, identity.tenant_id, due.tier, input_id, now)
         await self._tasks.report(callback_list, entry, now)
 
+    async def finished(self) -> None:
+        """Return when nothing is under way any more."""
+        while self._finishing:
+            await asyncio.wait(self._finishing)
+
     def finish(self, callback_list: str, tenant_id: str, task_ids: list[str]) -> None:
         """End tasks that are being cancelled already; whatever goes wrong, a router does it later."""
         for task_id in task_ids:
@@ -144,6 +149,16 @@ class TaskDesk:
     def settle(self, task: NewTask) -> None:
         """Note that a task's action was pushed, and have its question shown."""
         self._spawn(self._settle(task))
+
+    def show_question(self, task: NewTask) -> None:
+        """Have the question shown of a task that waits for others of its session."""
+        self._spawn(self._show_question(task))
+
+    async def _show_question(self, task: NewTask) -> None:
+        try:
+            await self._tasks.catch_up(task.callback_list, task.session_id, task.task_id)
+        except RedisUnavailable as error:  # it is shown when the task goes on
+            self._log.debug("question_not_shown", task_id=task.task_id, reason=str(error))
 
     async def _settle(self, task: NewTask) -> None:
         try:
@@ -157,9 +172,8 @@ class TaskDesk:
             if found is not None:
                 fields = {name: found.fields.get(name, "") for name in Due._fields[1:]}
                 due = Due(task_id, **fields)
-                self.cancelled += not await finish_cancel(
-                    self._tasks, self._queue, callback_list, tenant_id, due
-                )
+                ended = await finish_cancel(self._tasks, self._queue, callback_list, tenant_id, due)
+                self.cancelled += not ended
         except RedisUnavailable as error:
             self._log.warning("task_not_ended", tenant_id=tenant_id, task_id=task_id, reason=str(error))
 
@@ -240,6 +254,8 @@ def _shown(task_id: str, tenant_id: str, fields: dict[str, str]) -> dict[str, An
         }
     for name, field in _TIMES.items():
         told[name] = moment(fields.get(field))
+    if status == "held":
+        told["deadline_at"] = None  # its time has not begun
     return told
 
 
@@ -252,7 +268,7 @@ def active_task(task: Running) -> dict[str, Any]:
         "agent_id": task.agent_id,
         "attempt": int(task.attempt or 1),
         "created_at": moment(task.accepted),
-        "deadline_at": moment(task.deadline),
+        "deadline_at": None if task.status == "held" else moment(task.deadline),
     }
 
 

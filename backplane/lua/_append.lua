@@ -2,7 +2,7 @@
 -- sessions, retention (ms), oldest timestamp to keep, entries and bytes a log may have, digests a session remembers,
 -- PUBLISH or SPUBLISH, what task records' names begin with, how long the record of a task that has ended is kept (ms),
 -- how long after its deadline a task is waited for (ms), 'show' if answers after that are shown, bytes that are kept of
--- what an agent says.
+-- what an agent says, how often the log gets the same step of a task (ms).
 
 -- Raise a write's error after taking back what was written before it: no retry must find the entries in the log
 -- but not their digests, or the other way round.
@@ -13,15 +13,20 @@ local function or_undo(reply, base, log, count, record)
   error(reply.err)
 end
 
+local function step_of(detail)
+  return string.match(detail, '^[^ ]* [^ ]* [^ ]* [^ ]* ([^ ]+)$') or ''
+end
+
 -- appender(lineage, at) -> append, counts.
 --
--- append(base, from, count, group, forced, asked) appends one session's entries. ARGV[from…] holds `count` times
+-- append(base, from, count, group, forced, behind) appends one session's entries. ARGV[from…] holds `count` times
 -- position, digest, body, kind, task, detail. Without a digest it is only published. `kind` is 't' for what ends
--- a task (`detail` is how, and its usage), 'p' for a report of its progress (`detail` is its status,
--- the ms by which it asks to be given more time, and the id of what it asks the user and until when), 'c' for a piece of its answer (`body` is the inside of a JSON string,
--- `detail` see _stream.lua), '' for what is of no task. `forced` entries end a task that
--- is being cancelled; all others of such a task, or of one that has ended, come too late.
--- `asked` is a task whose question is due; see task_notes().
+-- a task (`detail` is how, and its usage), 'p' for a report of its progress (`detail` is its status, the ms by which it
+-- asks to be given more time, the id of what it asks the user and until when, and which step it reports if others may
+-- take its place), 'c' for a piece of its answer (`body` is the inside of a JSON string, `detail` see _stream.lua),
+-- '' for what is of no task. `forced` entries end a task that is being cancelled; all others of such a task, or of one
+-- that has ended, come too late. `behind` is a task of which the log lacks something that Redis has: what it was asked,
+-- and what it reported last (see task_notes()).
 -- Returns an error text instead of appending if the session's keys are of a wrong type. Types are tried by reads and
 -- by the first write, so that no group is left half written. A new epoch is that of the arguments, with `group` but
 -- for 1, so that no two sessions ever have the same one.
@@ -30,10 +35,10 @@ local function appender(lineage, at)
   local max_entries, max_bytes = tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
   local remembered, publish_command = tonumber(ARGV[at + 5]), ARGV[at + 6]
   local task_prefix, task_kept, grace, show = ARGV[at + 7], ARGV[at + 8], tonumber(ARGV[at + 9]), ARGV[at + 10] == 'show'
-  local most_text = tonumber(ARGV[at + 11])
+  local most_text, every = tonumber(ARGV[at + 11]), tonumber(ARGV[at + 12])
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0}
+  local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0, collapsed = 0, soon = 0}
 
   local function publish(channel, payload)
     local reply = redis.pcall(publish_command, channel, payload)
@@ -58,7 +63,7 @@ local function appender(lineage, at)
     if bytes ~= before then redis.call('HSET', base, 'b', bytes) end
   end
 
-  local function append(base, from, count, group, forced, asked)
+  local function append(base, from, count, group, forced, behind)
     local log, seen = base .. ':log', base .. ':seen'
     local record = redis.pcall('HMGET', base, 'e', 'h', 'p', 'b', 'a', 'l')
     local refused = wrong_type(record)
@@ -75,7 +80,7 @@ local function appender(lineage, at)
     local head = tonumber(record[2] or 0)
     local bytes, grown = tonumber(record[4] or 0), 0
     local entries, scores, mine, segments = {}, {}, {}, {}
-    local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show)
+    local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every)
     local streams = speech(task_prefix, base, now, task_kept, most_text)
 
     local function enter(digest, body)
@@ -99,13 +104,36 @@ local function appender(lineage, at)
       if question and not redis.call('ZSCORE', seen, digest) then enter(digest, question) end
     end
 
-    if asked then enter_question(asked) end
+    local function finish(task)
+      if tasks.is_foreign(task) or not streams.finish(task, tasks.is_known(task)) then return end
+      segments[#segments + 1] = {'-' .. task}
+    end
+
+    -- The same step again is not for the log yet, if at all: a newer one may take its place.
+    local function held_back(kind, task, detail, digest, body)
+      local held, before = tasks.hold_back(task, kind == 'p' and step_of(detail) or '', digest, body)
+      if before then counts.collapsed = counts.collapsed + 1 end
+      return held
+    end
+
+    local function enter_pending(task, step)
+      local body, digest, left_out = tasks.pending(task, step, head + 1)
+      if body then enter(digest, body) end
+      if left_out then counts.collapsed = counts.collapsed + 1 end
+    end
+
+    if behind then
+      enter_question(behind)
+      enter_pending(behind, '')
+    end
     for i = 1, count do
       local digest, at = digests[i], from + 6 * (i - 1)
       local body, kind, task, detail = ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], ARGV[at + 5]
       if kind == 'c' then
         local told, piece, begins
-        if not tasks.is_over(task) then told, piece, begins = streams.grow(task, detail, body) end
+        if not tasks.is_over(task) and not tasks.is_foreign(task) then
+          told, piece, begins = streams.grow(task, detail, body)
+        end
         if told then
           enter_question(task)
           segments[#segments + 1] = {told, piece}
@@ -120,23 +148,30 @@ local function appender(lineage, at)
         -- It is in the log; an error may have kept that from being noted with its task.
         if known[i] and kind == 't' then
           tasks.note(task, kind, detail, nil)
-          if streams.finish(task) then segments[#segments + 1] = {'-' .. task} end
+          finish(task)
+        elseif kind == 'p' then
+          tasks.repeated(task, detail)
         end
       elseif kind ~= '' and not forced and tasks.is_late(task, kind, body) then
         counts.late = counts.late + 1
+      elseif held_back(kind, task, detail, digest, body) then
+        tasks.note(task, kind, detail, nil)
       else
         if kind ~= '' then
           enter_question(task)
+          enter_pending(task, kind == 'p' and step_of(detail) or nil)
           tasks.note(task, kind, detail, head + 1)
         end
-        if kind == 't' and streams.finish(task) then segments[#segments + 1] = {'-' .. task} end
+        if kind == 't' then finish(task) end
         enter(digest, body)
       end
     end
 
     local function tell()
       streams.write()
-      for _, task in ipairs(tasks.write()) do publish(base, '?' .. task) end
+      local begun, soon = tasks.write()
+      for _, task in ipairs(begun) do publish(base, '?' .. task) end
+      if soon then counts.soon = 1 end
       for _, segment in ipairs(segments) do publish(base, table.concat(segment, '\n')) end
     end
 

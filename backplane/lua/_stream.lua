@@ -10,31 +10,38 @@ local function wrong_type(reply)
   error(reply.err)
 end
 
+local OVER = 9007199254740992  -- the attempt of an answer that is over: later than any
+local OVER_KEPT_MS = 3600000
+
 -- after(inner, count) -> the inside of a JSON string without its first `count` characters. It is as msgspec writes it:
 -- UTF-8, with escapes for single characters only.
 local function after(inner, count)
   local at = 1
-  for _ = 1, count do
-    local byte = string.byte(inner, at) or 0
-    if byte == 92 then at = at + (string.sub(inner, at + 1, at + 1) == 'u' and 6 or 2)
-    elseif byte < 192 then at = at + 1
-    elseif byte < 224 then at = at + 2
-    elseif byte < 240 then at = at + 3
-    else at = at + 4 end
+  while count > 0 do
+    local odd = string.find(inner, '[\\\128-\255]', at) or #inner + 1
+    if odd - at >= count then return string.sub(inner, at + count) end
+    count = count - (odd - at) - 1
+    local byte = string.byte(inner, odd) or 0
+    if byte == 92 then at = odd + (string.sub(inner, odd + 1, odd + 1) == 'u' and 6 or 2)
+    elseif byte < 224 then at = odd + 2
+    elseif byte < 240 then at = odd + 3
+    else at = odd + 4 end
   end
   return string.sub(inner, at)
 end
 
 -- speech(prefix, base, now, kept, most) -> what to do with the streams of one session's tasks. Keys of a wrong type are as
 -- good as none: they must not block the list.
---   grow(task, detail, piece): what the agent says next. `detail` is attempt, part, offset and length (characters).
+--   grow(task, detail, piece): what the agent says next. `detail` is attempt, part, offset ('-': where the last one ended)
+--     and length (characters).
 --     Returns the head under which the rest of it is published, that rest, and whether the attempt begins with it;
 --     nothing if it is a copy, of an earlier attempt, of a task that ends with this batch, does not follow, or if
 --     there is no room for it
---   finish(task): it ends; returns whether it had a stream
+--   finish(task, known): it ends; returns whether it had a stream. One that is not known (it has no record) could begin
+--     again with a copy of its first piece: that is remembered for a while
 --   write(): writes all that
 local function speech(prefix, base, now, kept, most)
-  local streams, ended = {}, {}
+  local streams, ended, strangers = {}, {}, {}
 
   local function stream_of(task)
     if not streams[task] then
@@ -59,8 +66,8 @@ local function speech(prefix, base, now, kept, most)
   end
 
   local function grow(task, detail, piece)
-    local attempt, part, offset, length = string.match(detail, '^(%d+) (%a+) (%d+) (%d+)$')
-    attempt, offset, length = tonumber(attempt), tonumber(offset), tonumber(length)
+    local attempt, part, offset, length = string.match(detail, '^(%d+) (%a+) ([%d-]+) (%d+)$')
+    attempt, length = tonumber(attempt), tonumber(length)
     local stream = stream_of(task)
     if stream.unusable or ended[task] ~= nil or attempt < stream.attempt then return end
     local begins = attempt > stream.attempt
@@ -70,18 +77,22 @@ local function speech(prefix, base, now, kept, most)
       stream.new, stream.size = {text = '', reasoning = ''}, {text = 0, reasoning = 0}
     end
     local has = stream[part]
+    offset = tonumber(offset) or has
     if offset > has or offset + length <= has then return end
     local size = size_of(stream, task, part)
+    if not size or size + offset + length - has > most then return end  -- before it costs anything
     if offset < has then piece = after(piece, has - offset) end
-    if not size or size + #piece > most then return end
+    if size + #piece > most then return end
     stream.size[part], stream[part], stream.changed = size + #piece, offset + length, true
     stream.new[part] = stream.new[part] .. piece
     local head = {'+' .. task, string.format('%.0f', attempt), part, has, offset + length - has}
     return table.concat(head, ' '), piece, begins
   end
 
-  local function finish(task)
-    ended[task] = streams[task] ~= nil or redis.call('EXISTS', prefix .. task .. ':stream') == 1
+  local function finish(task, known)
+    if not known then strangers[task] = true end
+    local stream = stream_of(task)
+    ended[task] = stream.unusable ~= nil or stream.attempt > 0 and stream.attempt < OVER
     return ended[task]
   end
 
@@ -113,6 +124,10 @@ local function speech(prefix, base, now, kept, most)
       if had then
         redis.call('DEL', prefix .. task .. ':stream', prefix .. task .. ':text', prefix .. task .. ':reasoning')
         wrong_type(redis.pcall('ZREM', base .. ':streams', task))
+        if strangers[task] then
+          redis.call('HSET', prefix .. task .. ':stream', 'attempt', string.format('%.0f', OVER), 'text', 0, 'reasoning', 0)
+          redis.call('PEXPIRE', prefix .. task .. ':stream', math.min(kept, OVER_KEPT_MS))
+        end
       end
     end
   end

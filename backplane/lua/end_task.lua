@@ -1,8 +1,8 @@
 -- End a task that the AES does not end: append its last message, publish it, and note it with the task.
 -- KEYS: session base, task, list's due; on a cluster also the session's log, digests and tasks.
 -- ARGV: 1 lineage, 2 task id, 3 status that it must have ('' any but an end), 4… what _append.lua takes,
---       16… what append() takes for one entry.
--- Returns {1} if this has ended it, {0, its status ('' if there is no record)} if not, or {-1, error} if the session's
+--       17… what append() takes for one entry.
+-- Returns {1, 1 if a router has to look at the list soon} if this has ended it, {0, its status ('' if there is no record)} if not, or {-1, error} if the session's
 -- keys are of a wrong type.
 local status, deadline = unpack(redis.call('HMGET', KEYS[2], 'status', 'deadline'))
 local time = redis.call('TIME')
@@ -13,7 +13,7 @@ if ARGV[3] == '' then
 elseif ARGV[3] ~= status then
   return {0, status}
 end
-local append = appender(ARGV[1], 4)
-local refused = append(KEYS[1], 16, 1, 1, true)
+local append, counts = appender(ARGV[1], 4)
+local refused = append(KEYS[1], 17, 1, 1, true)
 if refused then return {-1, refused} end
-return {1}
+return {1, counts.soon}

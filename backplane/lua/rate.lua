@@ -13,15 +13,15 @@
 -- KEYS: overrides (hash), then each quota's.
 -- ARGV: 1 to charge or -1 to give back, each quota's field of the overrides, then for each its most (0: unlimited)
 --       and window (s).
--- Returns {wait, then for each quota: most that is in force, remaining, time until full}, times in microseconds;
---   `wait` is 0 if one was charged to all, else how long until all will allow it.
+-- Returns {wait, then for each quota: most that is in force, remaining, time until full, and at the end what else of
+--   the overrides a send has to know: its tenant's `busy_policy` ('' none)}, times in microseconds; `wait` is 0 if one was charged to all, else how long until all will allow it.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local overrides = redis.call('HMGET', KEYS[1], unpack(ARGV, 2, #KEYS))
+local overrides = redis.call('HMGET', KEYS[1], 'busy_policy', unpack(ARGV, 2, #KEYS))
 local stored = redis.call('MGET', unpack(KEYS, 2))  -- false for what is not a string, and SET replaces that
 
 local function most_of(i, window)
-  local override = string.match(overrides[i] or '', '^%d+$')
+  local override = string.match(overrides[i + 1] or '', '^%d+$')
   return math.min(tonumber(override or ARGV[#KEYS + 2 * i - 1]), window * 1000000)
 end
 
@@ -62,4 +62,5 @@ for i = 1, #stored do
   end
   for _, number in ipairs({most, remaining, full_in}) do reply[#reply + 1] = number end
 end
+reply[#reply + 1] = overrides[1] or ''
 return reply

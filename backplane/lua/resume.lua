@@ -3,7 +3,8 @@
 -- ARGV: lineage, epoch and seq of the cursor ('' and 0 without one), count and budget (bytes) of a page,
 --       epoch for a new session, ttl (ms), user (see _session.lua), what task records' names begin with, a seq from
 --       which on to read although the client has it ('' for none).
--- Returns {status, epoch, from, head, oldest, generation, running, entries…}; `from` is the seq before the first entry,
+-- Returns {status, epoch, from, head, oldest, generation, streams, running, entries…}; `from` is the seq before the first
+-- entry, `streams` 1 if an answer of the session may be streamed,
 -- `running` has for each task that runs: task, status, agent, attempt, accepted and deadline (ms since 1970).
 -- {} if the session belongs to another user.
 local record = open_session(KEYS[1], ARGV[1], ARGV[6], tonumber(ARGV[7]), ARGV[8])
@@ -31,5 +32,6 @@ for _, task in ipairs(redis.call('ZRANGE', KEYS[1] .. ':tasks', 0, -1)) do
     for j = 1, #fields do running[#running + 1] = told[j] or '' end
   end
 end
-for i, part in ipairs({status, epoch, from, head, oldest, generation, running}) do table.insert(reply, i, part) end
+local streams = redis.call('EXISTS', KEYS[1] .. ':streams')
+for i, part in ipairs({status, epoch, from, head, oldest, generation, streams, running}) do table.insert(reply, i, part) end
 return reply

@@ -11,12 +11,12 @@
 -- KEYS: list, fence, dead letters, session base…; on a cluster also all other keys that it writes to, so that
 --       Redis refuses while only a part of them has been moved to another node.
 -- ARGV: 1 lineage, 2 fence read, 3 new fence, 4 callbacks taken, 5 count, 6 budget and 7 largest for take(),
---       8 dead letters and 9 bytes of them to keep, 10… what _append.lua takes, 22 sessions;
+--       8 dead letters and 9 bytes of them to keep, 10… what _append.lua takes, 23 sessions;
 --       then for each session: how many, and as many times what append() takes; then to the end: position, reason,
 --       detail of each dead letter.
 -- Returns {0} if the fence has moved, else
 --   {1, appended, duplicates, dead, dead letters dropped for room, publishes refused, late, pieces ignored,
---   callbacks…}.
+--   steps left out for newer ones, 1 if the tasks of the list have to be looked at soon, callbacks…}.
 local list, fence, dead = KEYS[1], KEYS[2], KEYS[3]
 if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end
 local taken = tonumber(ARGV[4])
@@ -41,8 +41,8 @@ local function bury(position, reason, detail)
 end
 
 local append, counts = appender(ARGV[1], 10)
-local at = 22
-for group = 1, tonumber(ARGV[22]) do
+local at = 23
+for group = 1, tonumber(ARGV[23]) do
   local count = tonumber(ARGV[at + 1])
   local refused = append(KEYS[group + 3], at + 2, count, group)
   if refused then
@@ -61,6 +61,7 @@ end
 redis.call('SET', fence, ARGV[3], 'EX', 604800)
 redis.call('LTRIM', list, 0, -taken - 1)
 local reply = take(list, tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]))
-local told = {1, counts.appended, counts.duplicates, buried, dropped, counts.unpublished, counts.late, counts.pieces_ignored}
+local told = {1, counts.appended, counts.duplicates, buried, dropped, counts.unpublished, counts.late,
+              counts.pieces_ignored, counts.collapsed, counts.soon}
 for i, count in ipairs(told) do table.insert(reply, i, count) end
 return reply

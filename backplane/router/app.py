@@ -52,6 +52,8 @@ class Router:
             "timeouts": consumer.deadlines.timeouts,
             "cancelled": consumer.deadlines.cancelled,
             "forgotten": consumer.deadlines.forgotten,
+            "left_alone": consumer.deadlines.left_alone,
+            "released": consumer.deadlines.released,
             "lists": consumer.lists_served,
             "lookout": consumer.lookout.on_duty,
             "oldest_s": round(consumer.oldest_s, 3),

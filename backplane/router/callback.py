@@ -30,7 +30,7 @@ class Callback(msgspec.Struct):
     action_id: str | None = None
     action_type: str | None = None
     status: str | None = None
-    attempt: int | None = None
+    attempt: Any = None
     result: Fields | None = None
     execution_result: Fields | None = None
     data: Fields | None = None

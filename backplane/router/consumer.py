@@ -73,7 +73,6 @@ class Consumer:
             on_change=self._on_commands,
             on_failure=self._on_failure,
         )
-        self.transfer = Transfer(self.store, self.commands, keys, settings, log)
         self.leases = Leases(self.commands, keys, router_id, settings.router_lease_s, self._on_view)
         self.deadlines = Deadlines(
             self.commands,
@@ -83,6 +82,7 @@ class Consumer:
             self.leases.mine,
             log,
         )
+        self.transfer = Transfer(self.store, self.commands, keys, settings, log, self.deadlines.look_soon)
         self.lookout = Lookout(target, keys, settings, self._on_seen, self._on_failure)
         self.probes = Probes(
             self.store,
@@ -358,6 +358,7 @@ class Consumer:
             if self.commands.connects:  # else it is not there yet, and sweeps when it is
                 self._log.warning("register_unread", reason=str(error))
         await self._look(sorted(self._mine))
+        await self._find_forgotten(sorted(self._mine))
         if self.lookout.on_duty:
             await self._look_after(sorted(self._known.keys() - self._mine))
 
@@ -384,6 +385,11 @@ class Consumer:
                         self._since.pop(name, None)
                 elif isinstance(length, int | RedisRefused):  # a refusal is told when its turn comes
                     self._enqueue((name,))
+
+    async def _find_forgotten(self, names: list[bytes]) -> None:
+        with suppress(RedisUnavailable):  # the next sweep does it
+            for start in range(0, len(names), _LISTS_A_LOOK):
+                await self.deadlines.find_forgotten(names[start : start + _LISTS_A_LOOK])
 
     async def _length(self, name: bytes) -> int:
         return int(await self.store.watch(name))

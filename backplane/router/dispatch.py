@@ -79,7 +79,7 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
         if action == "execution.chunk":
             return _piece(callback)
         if action == EVENT:
-            return _event(callback, tenant_id, at)
+            return _event(callback, raw, tenant_id, at)
         if action == "execution.progress":
             return _reported(callback, tenant_id, at)
         if action in _TERMINAL_ACTIONS or (
@@ -214,8 +214,17 @@ def _default_error(status: str) -> str:
 
 
 def _with_attempt(callback: Callback, status: str) -> str:
-    attempt = callback.attempt
+    attempt = _whole(callback.attempt)
     return status if attempt is None or not 1 <= attempt < _OFFSETS else f"{status}#{attempt}"
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, however the producer writes it; None if it is none."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 17:
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _reported(callback: Callback, tenant_id: str, at: str) -> Entry:
@@ -223,12 +232,13 @@ def _reported(callback: Callback, tenant_id: str, at: str) -> Entry:
     waits = text(fields.get("status"), "data.status") == "input_required"
     status = _with_attempt(callback, "input_required" if waits else "working")
     longer_s = _seconds(fields.get("timeout"), "data.timeout")
-    asked = _members(fields.get("input")) if waits else {}
+    asked = _members(fields.get("input"), "data.input") if waits else {}
     if callback.task_id is None:
         return Entry(callback.session_id, digest, to_entry(_progress(callback, tenant_id, at)))
     if not asked:
         body = to_entry(_progress(callback, tenant_id, at))
-        detail = f"{status} {int(longer_s * 1000)}" if longer_s else status
+        step = "" if waits else _step(fields)
+        detail = f"{status} {int(longer_s * 1000) or ''}   {step}".rstrip()
         return Entry(callback.session_id, digest, body, "p", callback.task_id, detail)
     input_id = text(asked.get("input_id"), "data.input.input_id") or digest.hex()
     if not is_id(input_id):
@@ -238,6 +248,17 @@ def _reported(callback: Callback, tenant_id: str, at: str) -> Entry:
     body = to_entry(_asked(callback, tenant_id, at, input_id, asked, expires_ms))
     detail = f"{status} {int(max(longer_s, expires_s) * 1000)} {input_id} {expires_ms}"
     return Entry(callback.session_id, digest, body, "p", callback.task_id, detail)
+
+
+def _step(fields: Fields) -> str:
+    """What a report is about: a later one of the same may take its place.
+
+    Where the agent names no step, its message does. A tool's calls, and what becomes of each, are told apart.
+    """
+    tool = _members(fields.get("tool"), "data.tool")
+    name = "message" if is_null(fields.get("step")) else "step"
+    about = (fields.get(name), tool.get("call_id"), tool.get("status"))
+    return _digest(name.encode(), *[b"" if raw is None else bytes(raw) for raw in about]).hex()
 
 
 def _asked(
@@ -256,15 +277,15 @@ def _asked(
     return _message(callback, tenant_id, at, "input_required", data)
 
 
-def _members(raw: Raw | None) -> Fields:
+def _members(raw: Raw | None, what: str) -> Fields:
     if raw is None or is_null(raw):
         return {}
     if first_byte(raw) != b"{":
-        raise BadCallback("wrong_type", "data.input must be an object")
+        raise BadCallback("wrong_type", f"{what} must be an object")
     try:
         return _fields_decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadCallback("not_json", f"data.input: {error}") from None
+        raise BadCallback("not_json", f"{what}: {error}") from None
 
 
 def _seconds(raw: Raw | None, what: str) -> float:
@@ -313,7 +334,7 @@ def _progress_digest(callback: Callback) -> bytes:
     return _digest(*parts)
 
 
-def _event(callback: Callback, tenant_id: str, at: str) -> Entry:
+def _event(callback: Callback, raw: bytes, tenant_id: str, at: str) -> Entry:
     fields = callback.data or {}
     topic, payload = text(fields.get("topic"), "data.topic"), fields.get("payload", NULL)
     plain(payload, "data.payload")
@@ -324,7 +345,7 @@ def _event(callback: Callback, tenant_id: str, at: str) -> Entry:
     if not callback.session_id:
         raise BadCallback("no_session", "neither session_id nor data.topic is given")
     body = to_entry(event("session", payload, tenant_id, callback.session_id, at))
-    parts = [(callback.action_id or "").encode(), b"event", bytes(payload)]
+    parts = [callback.action_id.encode(), b"event", bytes(payload)] if callback.action_id else [raw]
     return Entry(callback.session_id, _digest(*parts), body)
 
 
@@ -335,15 +356,17 @@ def _piece(callback: Callback) -> Entry:
         raise BadCallback("wrong_type", "data.delta must be text")
     if callback.task_id is None:
         raise BadCallback("wrong_type", "task_id is needed with a piece of an answer")
-    offset = plain(fields.get("offset", NULL), "data.offset")
-    if isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset < _OFFSETS:
+    given = plain(fields.get("offset", NULL), "data.offset")
+    offset = _whole(given)
+    if given is not None and (offset is None or not 0 <= offset < _OFFSETS):
         raise BadCallback("wrong_type", "data.offset must be a whole number from 0")
-    attempt = 1 if callback.attempt is None else callback.attempt
-    if not 1 <= attempt < _OFFSETS:
+    attempt = 1 if callback.attempt is None else _whole(callback.attempt)
+    if attempt is None or not 1 <= attempt < _OFFSETS:
         raise BadCallback("wrong_type", "attempt must be a whole number from 1")
     part = text(fields.get("part"), "data.part") or "text"
     if part not in PARTS:
         raise BadCallback("wrong_type", f"data.part must be one of {', '.join(PARTS)}")
     inner = msgspec.json.encode(delta)[1:-1]
-    detail = f"{attempt} {part} {offset} {len(delta)}"
+    # Without an offset it goes where the last piece ended; a copy of it cannot be told then.
+    detail = f"{attempt} {part} {'-' if given is None else offset} {len(delta)}"
     return Entry(callback.session_id, b"", inner, "c", callback.task_id, detail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from traceback import format_exc
@@ -37,6 +38,7 @@ class Counts:
     publishes_refused: int = 0
     late: int = 0
     pieces_ignored: int = 0
+    collapsed: int = 0
     conflicts: int = 0
     sent_on: int = 0
     batches: int = 0
@@ -83,9 +85,19 @@ class Transfer:
         store: its pushes tell of lists that are written to after `drain` found them empty, but not of what is
             written over the same connection.
         commands: over other connections.
+        on_due: told a list whose tasks have to be looked at soon.
     """
 
-    def __init__(self, store: Store, commands: Store, keys: Keys, settings: Settings, log: Logger) -> None:
+    def __init__(
+        self,
+        store: Store,
+        commands: Store,
+        keys: Keys,
+        settings: Settings,
+        log: Logger,
+        on_due: Callable[[str], None] = lambda _list: None,
+    ) -> None:
+        self._on_due = on_due
         self._store = store
         self._commands = commands
         self._log = log
@@ -125,7 +137,9 @@ class Transfer:
                 self.counts.conflicts += 1
                 return True
             self._count(reply)
-            fence, waiting = new_fence, reply[8:]
+            if reply[9]:
+                self._on_due(callback_list)
+            fence, waiting = new_fence, reply[10:]
             if not waiting:
                 break
         return length > 0
@@ -208,3 +222,4 @@ class Transfer:
         counts.publishes_refused += reply[5]
         counts.late += reply[6]
         counts.pieces_ignored += reply[7]
+        counts.collapsed += reply[8]

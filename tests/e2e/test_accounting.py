@@ -1,31 +1,28 @@
-"""Nothing lost, doubled or out of order, while sockets, pods and the router are cut down."""
+"""The accounting of streamed answers and of tasks' ends, in small: all texts whole, all tasks ended once."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import uvloop
 
-from tests.support.accounting import Load, run
-from tests.support.processes import Cluster
+from tests.support import streaming, task_ends
 
 
-@pytest.mark.parametrize("seed", [11])
-def test_full_speed_with_dropped_sockets(tmp_path: Path, seed: int) -> None:
-    """50,000 callbacks at full speed, each of 500 sockets dropped 5 times and resumed on a random pod."""
-    with Cluster(tmp_path) as cluster:
-        report = uvloop.run(run(cluster, Load(), seed))
-    print(f"\ndrops only: {report}")
-    assert report.sent == 50_000
-    assert report.clean, report
+@pytest.mark.parametrize("have", [0.0, 1.0], ids=["snapshots", "what they have"])
+def test_streamed_answers_through_drops_and_kills(have: float) -> None:
+    """Whatever is dropped or killed, what a client has put together is what the agent said."""
+    assert uvloop.run(streaming.run(20, 200, 40.0, drops=3, kills=1, seed=7, have=have))
 
 
-@pytest.mark.parametrize("seed", [12])
-def test_pod_and_router_killed_five_times_each(tmp_path: Path, seed: int) -> None:
-    """The same while a pod and the router are killed five times each, and the AES sends some twice."""
-    with Cluster(tmp_path) as cluster:
-        report = uvloop.run(run(cluster, Load(pace_s=20.0, duplicates=0.05), seed, kills=5))
-    print(f"\n5 kills of a pod and of the router: {report}")
-    assert report.sent == 50_000
-    assert report.clean, report
+def test_an_answer_that_is_wrong_is_seen() -> None:
+    """A missing piece, one too many, and another text."""
+    right, short, long, other = (streaming.Answer("t-1", "s-1", ["a", "b"]) for _ in range(4))
+    for answer, text in ((right, "ab"), (short, "a"), (long, "abb"), (other, "ba")):
+        answer.text = answer.streamed = text
+        answer.response = "ab"
+    assert streaming.wrong([right, short, long, other]) == [short, long, other]
+
+
+def test_every_task_ends_once() -> None:
+    """Agents are killed; cancel, answer, its copy and the deadline race."""
+    assert uvloop.run(task_ends.run(100))

@@ -175,8 +175,9 @@ def test_resuming_without_a_position(cluster: Cluster, aes: redis.Redis) -> None
     wait_for(lambda: bool(aes.keys(f"*{agent.task_id}:text")), "something was said")
     target = events_path("anew").replace("/events", "/events/chat-of-the-client/stream")
     with Stream(cluster.pods[1].port, target) as stream:
-        start, progress, begun, text = stream.messages(4)
+        start, question, progress, begun, text = stream.messages(5)
         assert (start["type"], start["messageId"]) == ("start", agent.task_id)
+        assert question["type"] == "data-user-message"
         assert (progress["type"], begun["type"]) == ("data-task-update", "text-start")
         assert text["delta"] == "so far"
         agent.say(" and on")
@@ -246,7 +247,7 @@ def test_an_answer_that_is_lost(cluster: Cluster, aes: redis.Redis, kind: str) -
     agent = Agent(aes, f"lost-{kind}", task_id)
     agent.finish()
     key = f"ao:{{orchestrator:acme:callbacks}}:s:lost-{kind}"
-    wait_for(lambda: aes.llen(f"{key}:log") == 1, "it is in the log")
+    wait_for(lambda: aes.llen(f"{key}:log") == 2, "question and answer are in the log")
     aes.delete(key, f"{key}:log")
     with Stream(cluster.pods[0].port, events_path(f"lost-{kind}", format=kind, task_id=task_id)) as stream:
         events = []

@@ -332,7 +332,7 @@ def _check_piece(body: bytes, task_id: str, detail: str) -> None:
     delta = read_json(b'"%b"' % body)
     assert (len(delta), b"\n" in body, part in {"text", "reasoning"}) == (int(chars), False, True)
     assert int(attempt) >= 1
-    assert int(offset) >= 0
+    assert offset == "-" or int(offset) >= 0
     assert is_id(task_id)
 
 
@@ -349,7 +349,12 @@ def _check_task(message: Any, kind: str, task_id: str, detail: str | bytes) -> N
     if kind == "p":
         assert message["type"] == "task_update"
         assert status in {b"working", b"input_required"}
-        assert more == b"" or 0 <= int(more) <= _LONGEST_EXTENSION_MS
+        longer, input_id, expires, step = (more.split(b" ") + [b""] * 4)[:4]
+        assert more.count(b" ") <= 3
+        assert 0 <= int(longer or 0) <= _LONGEST_EXTENSION_MS
+        assert input_id == b"" or is_id(input_id.decode())
+        assert int(expires or 0) >= 0
+        assert len(step) in {0, 24}
         return
     assert (kind, message["type"] in {"agent_response", "error"}) == ("t", True)
     assert status.decode() == message["data"]["status"] in ENDED

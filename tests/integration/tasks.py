@@ -58,7 +58,6 @@ class World:
         latest_s: float = 60.0,
     ) -> NewTask:
         """A send, as it is now."""
-        now = time.time()
         fields = {"tier": "free", "queue": QUEUE, "agent_id": "sales", "context": "agent-sales"}
         return NewTask(
             task_id,
@@ -67,15 +66,15 @@ class World:
             user,
             names,
             fingerprint,
-            now + timeout_s,
-            now + latest_s,
+            timeout_s,
+            latest_s,
             policy,
             fields,
         )
 
     async def accept(self, task_id: str = "t-1", **more: Any) -> Reserved | Duplicate:
         """Reserve a task; nothing is pushed."""
-        return await self.tasks.accept(self.new(task_id, **more), time.time())
+        return await self.tasks.accept(self.new(task_id, **more))
 
     async def begin(self, task_id: str = "t-1", **more: Any) -> None:
         """A task whose action the AES has."""

@@ -191,7 +191,8 @@ async def test_own_writes_do_not_wake_the_router(redis_url: str, redis_client: C
         push(redis_client, "acme", callback(1))
         await arrived(redis_client, [0, 1])
         await asyncio.sleep(0.5)
-        assert calls(redis_client, "evalsha") == 2
+        looks = calls(redis_client, "zrange")  # at the lists that have tasks that are due
+        assert calls(redis_client, "evalsha") - looks == 2
         assert calls(redis_client, "llen") == 2  # one within the transfer script, one to watch the list
         assert calls(redis_client, "lpush") == 1
 

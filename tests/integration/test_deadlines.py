@@ -64,6 +64,7 @@ class Router:
     async def look(self) -> None:
         """One look at what is due."""
         await self.deadlines._look()
+        await asyncio.gather(*self.deadlines._looks.values())
 
 
 class Meddled:
@@ -480,11 +481,12 @@ async def test_everything_is_still_to_be_looked_at_when_redis_is_back(
     redis_client.zadd(KEYS.due_lists, {LIST: (time.time() + 60) * 1000})
     router.deadlines.look_at_all()
 
-    def call(*_command: object) -> None:
+    def away(*_command: object) -> None:
         raise RedisUnavailable("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "call", call)
+        patch.setattr(store, "call", away)
+        patch.setattr(store, "script", away)
         with pytest.raises(RedisUnavailable):
             await router.look()
     await router.look()

@@ -271,7 +271,7 @@ class TestAllOrNone:
     async def test_an_allowed_one_is_told_as_such(self, limiter: RateLimiter, clock: Clock) -> None:
         """Also the last one: what it used up refuses the next, not this."""
         assert await charge(limiter, Quota("minute", 1, 60), Quota("day", 4, A_DAY)) == (
-            True, 0.0, (), (("minute", 1, 60, 0, 60.0), ("day", 4, A_DAY, 3, 21_600.0)),
+            True, 0.0, (), (("minute", 1, 60, 0, 60.0), ("day", 4, A_DAY, 3, 21_600.0)), "",
         )  # fmt: skip
 
     async def test_what_remains_and_until_when(self, limiter: RateLimiter, clock: Clock) -> None:

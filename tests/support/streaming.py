@@ -1,8 +1,10 @@
 """Streams many answers at once while clients are dropped and processes killed, and compares every text.
 
     python -m tests.support.streaming [--answers 200] [--tokens 2000] [--rate 40] [--drops 5] [--kills 3]
+        [--have 1.0]
 
-A client puts the pieces of its answer together, comes back after each drop, on any pod, and is right if at
+A client puts the pieces of its answer together, comes back after each drop, on any pod, says what it has
+(`--have`: with this probability; else it is sent the whole again, once), and is right if at
 the end of the stream it has what the agent said, character by character. Prints the accounting and fails
 unless all are right.
 """
@@ -108,15 +110,17 @@ class Answer:
         self.text = self.text[: data["offset"]] + data["delta"]
 
 
-async def read(cluster: Cluster, answer: Answer, drops: int, length_s: float, choose: random.Random) -> None:
-    """A client: reads, is dropped, comes back; half of the times it says what it has."""
+async def read(
+    cluster: Cluster, answer: Answer, drops: int, length_s: float, have: float, choose: random.Random
+) -> None:
+    """A client: reads, is dropped, comes back, and perhaps says what it has."""
     began = time.monotonic()
     moments = sorted(choose.uniform(0.1, 0.95) * length_s for _ in range(drops))
     while answer.response is None:
         pod = choose.choice(cluster.pods)
         query = f"tenant_id={answer.tenant_id}&tenant_tier=free&stream=1"
         query += f"&cursor={answer.cursor}" if answer.cursor else ""
-        if answer.text and choose.random() < 0.5:
+        if answer.text and choose.random() < have:
             query += f"&have={answer.task_id}:1:{len(answer.text)}:0"
         url = f"ws://127.0.0.1:{pod.port}/ws/{answer.session_id}?{query}"
         try:
@@ -187,7 +191,7 @@ def wrong(answers: list[Answer]) -> list[Answer]:
     return [a for a in answers if not a.response == a.streamed == a.source or a.wrong_offsets]
 
 
-async def run(count: int, tokens: int, rate: float, drops: int, kills: int, seed: int) -> bool:
+async def run(count: int, tokens: int, rate: float, drops: int, kills: int, seed: int, have: float) -> bool:
     """Everything, once."""
     choose = random.Random(seed)
     answers = [
@@ -203,7 +207,7 @@ async def run(count: int, tokens: int, rate: float, drops: int, kills: int, seed
         before = plain.info("commandstats")
         async with Redis(port=cluster.redis_port) as aes:
             readers = [
-                asyncio.create_task(read(cluster, answer, drops, length_s, random.Random(seed + n)))
+                asyncio.create_task(read(cluster, answer, drops, length_s, have, random.Random(seed + n)))
                 for n, answer in enumerate(answers)
             ]
             await asyncio.sleep(1.0)
@@ -215,7 +219,7 @@ async def run(count: int, tokens: int, rate: float, drops: int, kills: int, seed
             async with asyncio.timeout(60):
                 await asyncio.gather(*readers)
         after = plain.info("commandstats")
-        left = len(plain.keys("*:text")) + len(plain.keys("*:stream"))
+        left = len(plain.keys("*:text")) + len(plain.keys("*:streams"))
     text = sum(len(answer.source.encode()) for answer in answers)
     pieces = sum(answer.piece_bytes for answer in answers)
     writes = _calls(after, before, "append") + _calls(after, before, "hset")
@@ -249,10 +253,19 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=40.0, help="tokens a second of each answer")
     parser.add_argument("--drops", type=int, default=5, help="of each client")
     parser.add_argument("--kills", type=int, default=3, help="of each pod and router")
+    parser.add_argument("--have", type=float, default=1.0, help="share of returns that say what they have")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     print(f"seed={options.seed}")
-    work = run(options.answers, options.tokens, options.rate, options.drops, options.kills, options.seed)
+    work = run(
+        options.answers,
+        options.tokens,
+        options.rate,
+        options.drops,
+        options.kills,
+        options.seed,
+        options.have,
+    )
     return 0 if uvloop.run(work) else 1
 
 

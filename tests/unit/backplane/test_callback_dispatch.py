@@ -107,8 +107,8 @@ def piece(entry: Entry) -> Json:
     assert is_id(entry.task_id)
     assert int(attempt) >= 1
     return {
-        "task_id": entry.task_id, "delta": delta, "offset": int(offset), "attempt": int(attempt),
-        "part": part,
+        "task_id": entry.task_id, "delta": delta, "offset": None if offset == "-" else int(offset),
+        "attempt": int(attempt), "part": part,
     }  # fmt: skip
 
 
@@ -418,6 +418,17 @@ class TestChunk:
             "task_id": "t-1", "delta": "Hello", "offset": 12, "attempt": 2, "part": "reasoning",
         }  # fmt: skip
 
+    @pytest.mark.parametrize("offset", [12, 12.0, "12"])
+    @pytest.mark.parametrize("attempt", [2, 2.0, "2"])
+    def test_numbers_as_producers_write_them(self, offset: object, attempt: object) -> None:
+        """A whole number is one."""
+        data = sent(chunk({"offset": offset}, attempt=attempt))
+        assert (data["offset"], data["attempt"]) == (12, 2)
+
+    def test_without_an_offset(self) -> None:
+        """It follows what was said last."""
+        assert sent(chunk({"offset": None}))["offset"] is None
+
     def test_attempt_and_part_have_defaults(self) -> None:
         """The first attempt's text, unless it says otherwise."""
         data = sent(chunk({"part": None}, attempt=None))
@@ -425,8 +436,8 @@ class TestChunk:
 
     @pytest.mark.parametrize(
         "data",
-        [{"delta": None}, {"delta": 1}, {"delta": ["a"]}, {"offset": None}, {"offset": -1}, {"offset": 0.5},
-         {"offset": True}, {"offset": "0"}, {"offset": 2**53}, {"part": 1}, {"part": "image"}],
+        [{"delta": None}, {"delta": 1}, {"delta": ["a"]}, {"offset": -1}, {"offset": 0.5}, {"offset": True},
+         {"offset": "x"}, {"offset": "-1"}, {"offset": 2**53}, {"part": 1}, {"part": "image"}],
     )  # fmt: skip
     def test_wrong_types_are_refused(self, data: Json) -> None:
         """A chunk that cannot be put in its place is no chunk."""
@@ -651,7 +662,41 @@ def test_usage_that_is_too_large_is_not_noted() -> None:
 )
 def test_a_report_says_how_its_task_goes(data: Json, detail: str) -> None:
     """Its status, one of two, and the time for which it asks; what is no time is none."""
-    assert noted(progress(data)) == ("p", "t-1", detail)
+    kind, task_id, told = noted(progress(data))
+    assert (kind, task_id, str(told).partition("   ")[0].rstrip()) == ("p", "t-1", detail)
+
+
+@pytest.mark.parametrize("attempt", [0, 1.5, "two", True, [], {}, -1, 2**53])
+def test_an_attempt_that_is_none(attempt: object) -> None:
+    """An answer is not lost for that."""
+    assert noted(completed(attempt=attempt))[2] == noted(completed())[2]
+    assert noted(progress(attempt=attempt))[2] == noted(progress())[2]
+
+
+def step(**data: Any) -> str:
+    """What a report says that it is about."""
+    said = {"status": "working", **data}
+    return str(noted(progress(None) | {"data": said})[2]).rpartition(" ")[2]
+
+
+def test_which_reports_are_about_the_same() -> None:
+    """A step's; without one, those that say the same; of a tool, those of one call that is as far."""
+    read = step(step="read", message="page 1", progress=0.1)
+    assert step(step="read", message="page 2", progress=0.2, timeout=5) == read
+    assert step(step="write", message="page 1", progress=0.1) != read
+    assert step(message="page 1", progress=0.1) == step(message="page 1", progress=0.2)
+    assert step(message="page 1") != step(message="page 2")
+    assert len({step(message="read"), step(step="read"), step(step=None)}) == 3
+    calls = [{"call_id": call, "status": status} for call in ("c-1", "c-2") for status in ("called", "done")]
+    assert len({step(step="read", tool=call) for call in calls} | {read}) == 5
+    assert step(tool={**calls[0], "args": {"q": "a"}}) == step(tool={**calls[0], "args": {"q": "ab"}})
+
+
+def test_what_is_asked_stands_for_itself() -> None:
+    """No later report takes the place of a question."""
+    detail = noted(progress({"status": "input_required", "step": "ask", "input": {"input_id": "i-1"}}))[2]
+    assert detail == "input_required 0 i-1 0"
+    assert noted(progress({"status": "input_required", "step": "ask"}))[2] == "input_required"
 
 
 @pytest.mark.parametrize("callback", [completed(), failed(), progress()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from types import SimpleNamespace
@@ -532,7 +533,8 @@ class FakeSessionLog:
             start = max(min(start, reread), record.oldest - 1)
         record.generation += 1
         page = Batch(record.epoch, start + 1, record.page(start))
-        return Resumed(status, start, record.head, record.oldest, record.generation, page)
+        streams = bool(self.streams.get(session))
+        return Resumed(status, start, record.head, record.oldest, record.generation, page, (), streams)
 
     async def read(self, session: str, position: Position) -> Page:
         """As ``lua/read.lua``."""
@@ -645,6 +647,7 @@ class FakeTasks:
     """
 
     most = 50
+    ahead_s = 0.0  # of this process's clock is the server's
 
     def __init__(self, log: FakeSessionLog) -> None:
         self._log = log
@@ -680,9 +683,9 @@ class FakeTasks:
         ]
         return max(running)[1:] if running else None
 
-    async def accept(self, task: NewTask, now: float) -> Reserved | Duplicate:
+    async def accept(self, task: NewTask) -> Reserved | Duplicate:
         """As ``lua/accept.lua``."""
-        told = await self._do("accept", lambda: self._accept(task, now))
+        told = await self._do("accept", lambda: self._accept(task, self.ahead_s + time.time()))
         if isinstance(told, Exception):
             raise told
         return cast("Reserved | Duplicate", told)
@@ -693,9 +696,11 @@ class FakeTasks:
             return NotYours()
         for name in task.names:
             if (listed, name) in self.names:
-                return self._repeated(listed, *self.names[listed, name], task.fingerprint)
+                return self._repeated(listed, *self.names[listed, name], task.fingerprint, now)
         running = self._running(listed, task.session_id)
-        if len(running) >= self.most or (task.policy == "reject" and running):
+        if (len(running) >= self.most and task.policy != "interrupt") or (
+            task.policy == "reject" and running
+        ):
             return Busy(list(running))
         interrupted = []
         if task.policy == "interrupt":
@@ -703,26 +708,34 @@ class FakeTasks:
             for one in interrupted:
                 running[one] |= {"status": "cancelling", "reason": "interrupted"}
         position = Position(session.epoch, session.head)
+        held = task.policy == "enqueue" and bool(running)
         self.names |= {(listed, name): (task.task_id, task.fingerprint) for name in task.names}
         self.records[listed, task.task_id] = {
-            "status": "reserved",
+            "status": "held" if held else "reserved",
             "cursor": str(position),
             "session_id": task.session_id,
             "accepted": str(int(now * 1000)),
-            "deadline": str(int(task.deadline * 1000)),
-            "latest": str(int(task.latest * 1000)),
+            "deadline": str(int((now + task.timeout_s) * 1000)),
+            "latest": str(int((now + task.extended_s) * 1000)),
             "names": " ".join(task.names),
             **task.fields,
         }
-        return Reserved(position, interrupted)
+        if held:
+            self.records[listed, task.task_id]["action"] = task.action.decode()
+        if task.left_s:
+            self.records[listed, task.task_id]["left"] = str(task.left_s * 1000)
+        return Reserved(int(now * 1000) / 1000, position, interrupted, held)
 
-    def _repeated(self, listed: str, task_id: str, known: str, fingerprint: str) -> Duplicate | NameUsed:
+    def _repeated(
+        self, listed: str, task_id: str, known: str, fingerprint: str, now: float
+    ) -> Duplicate | NameUsed:
         if known != fingerprint:
             return NameUsed(task_id)
         fields = self.records.get((listed, task_id))
         if fields is None:
-            return Duplicate(task_id, "", None, "")
-        return Duplicate(task_id, fields["status"], int(fields["deadline"]) / 1000, fields["cursor"])
+            return Duplicate(now, task_id, "", None, "", "")
+        ends = None if fields["status"] == "held" else int(fields["deadline"]) / 1000
+        return Duplicate(now, task_id, fields["status"], ends, fields["cursor"], fields["queue"])
 
     def _running(self, listed: str, session_id: str) -> dict[str, dict[str, str]]:
         return {
@@ -746,6 +759,11 @@ class FakeTasks:
         for name in due.names.split():
             if self.names.get((listed, name), ("",))[0] == due.task_id:
                 del self.names[listed, name]
+
+    async def catch_up(self, callback_list: str, session_id: str, task_id: str) -> None:
+        """As ``lua/catch_up.lua``, of a question."""
+        del session_id
+        await self._do("catch_up", lambda: self.records[callback_list, task_id].pop("question", None))
 
     async def settle_pushed(self, task: NewTask) -> None:
         """As the real one."""
@@ -826,6 +844,11 @@ class FakeQueue:
     def actions(self) -> list[dict[str, Any]]:
         """What was pushed, as the AES reads it."""
         return [json.loads(action) for _queue_name, action in self.pushed]
+
+    async def is_full(self, queue_name: str) -> bool:
+        """As the real one."""
+        del queue_name
+        return isinstance(self.refusal, QueueFull)
 
     async def push(self, queue_name: str, task_id: str, what: What, action: bytes) -> bool:
         """As ``lua/enqueue.lua``."""

@@ -35,7 +35,7 @@ ALL = [
 @pytest.fixture
 def pod() -> StubPod:
     pod = with_tokens()
-    pod.commands.replies = {"SMEMBERS": set(), "HMGET": [None] * 4}
+    pod.commands.replies = {"SMEMBERS": set(), "HMGET": [None] * 5}
     return pod
 
 
@@ -108,7 +108,7 @@ async def test_revoked_administrators(method: str, path: str, body: Any) -> None
 async def test_without_tokens_everybody_may(method: str, path: str, body: Any) -> None:
     """AUTH=none is for a developer's own machine."""
     pod = StubPod()
-    pod.commands.replies = {"SMEMBERS": set(), "HMGET": [None] * 4}
+    pod.commands.replies = {"SMEMBERS": set(), "HMGET": [None] * 5}
     if path.startswith(REVOCATIONS):
         body, path = (
             (body and {**body, "tenant_id": "acme"}),
@@ -470,26 +470,31 @@ async def test_while_redis_is_away(
 
 async def test_limits(pod: StubPod, client: httpx.AsyncClient) -> None:
     """What a tenant has instead of its tier's; its administrator may see it."""
-    pod.commands.replies["HMGET"] = [b"500", None, b"0", b"20000"]
+    pod.commands.replies["HMGET"] = [b"500", None, b"0", b"20000", b"enqueue"]
     for headers in (tenant(pod), operator(pod)):
         answer = (await client.get(LIMITS, headers=headers)).json()
-        assert answer == {"sends_per_minute": 500, "sends_per_session_hour": 0, "connections": 20_000}
+        assert answer == {
+            "sends_per_minute": 500,
+            "sends_per_session_hour": 0,
+            "connections": 20_000,
+            "busy_policy": "enqueue",
+        }
 
     key = pod.keys.tenant_limits("acme")
-    fields = ("sends_per_minute", "sends_per_day", "sends_per_session_hour", "connections")
+    fields = ("sends_per_minute", "sends_per_day", "sends_per_session_hour", "connections", "busy_policy")
     assert pod.commands.called == [("HMGET", key, *fields)] * 2
 
 
 async def test_setting_limits(pod: StubPod, client: httpx.AsyncClient) -> None:
     """All at once: what is left out is the tier's again."""
-    body = {"sends_per_minute": 500, "connections": 0}
+    body = {"sends_per_minute": 500, "connections": 0, "busy_policy": "reject"}
     response = await client.put(LIMITS, json=body, headers=operator(pod))
     key = pod.keys.tenant_limits("acme")
 
     assert (response.status_code, response.json()) == (200, body)
     others = ("sends_per_day", "sends_per_session_hour", "none")
     assert pod.commands.called == [
-        ("HSET", key, "sends_per_minute", 500, "connections", 0),
+        ("HSET", key, "sends_per_minute", 500, "connections", 0, "busy_policy", "reject"),
         ("HDEL", key, *others),
     ]
 
@@ -498,7 +503,14 @@ async def test_removing_limits(pod: StubPod, client: httpx.AsyncClient) -> None:
     """Nothing is left of them."""
     await client.put(LIMITS, json={}, headers=operator(pod))
 
-    fields = ("sends_per_minute", "sends_per_day", "sends_per_session_hour", "connections", "none")
+    fields = (
+        "sends_per_minute",
+        "sends_per_day",
+        "sends_per_session_hour",
+        "connections",
+        "busy_policy",
+        "none",
+    )
     assert pod.commands.called == [("HDEL", pod.keys.tenant_limits("acme"), *fields)]
 
 
@@ -518,6 +530,8 @@ async def test_limits_are_for_operators(pod: StubPod, client: httpx.AsyncClient)
         {"sends_per_minute": -1},
         {"sends_per_minute": 1.5},
         {"sends_per_minute": "5"},
+        {"busy_policy": "wait"},
+        {"busy_policy": 1},
         {"sends_per_minute": True},
         {"sends_per_minute": None},
         {"sends_per_minute": 10**9 + 1},

@@ -22,6 +22,7 @@ CLIENTS = [
     ("GET", "/api/chat/sessions/s-1/events/c-1/stream"),
     ("GET", "/api/chat/tasks/t-1"),
     ("POST", "/api/chat/tasks/t-1/cancel"),
+    ("POST", "/api/chat/cancel"),
 ]
 OPERATORS = [
     ("GET", "/health/detailed"),

@@ -600,7 +600,7 @@ async def test_a_busy_session_that_refuses(world: World) -> None:
     assert world.paid == 1
 
 
-@pytest.mark.parametrize("policy", ["concurrent", "interrupt"])
+@pytest.mark.parametrize("policy", ["concurrent", "enqueue"])
 async def test_too_many_tasks(world: World, policy: str) -> None:
     """Is a limit, to be waited for."""
     world.pod.tasks.most = 1
@@ -652,6 +652,18 @@ async def test_an_interruption_whose_own_action_is_not_queued(world: World) -> N
     await settle()
 
     assert world.pod.tasks.status(first) == "cancelled"
+
+
+async def test_an_interruption_for_which_there_is_no_room(world: World) -> None:
+    """Ends nothing: or both messages would be lost."""
+    first = (await world.send()).answer["task_id"]
+    paid = world.paid
+    world.pod.queue.refusal = QueueFull("full")
+    error = await world.refusal(busy_policy="interrupt")
+    await settle()
+
+    assert (error.status, error.error_code, world.paid) == (503, "queue_full", paid)
+    assert world.pod.tasks.status(first) == "queued"
 
 
 async def test_a_repeated_interruption(world: World) -> None:

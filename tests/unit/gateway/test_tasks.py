@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +46,9 @@ class World:
     async def begin(self, task_id: str = "t-1", user: str = "", session: str = "s-1", name: str = "") -> None:
         fields = {"tier": "free", "queue": QUEUE, "agent_id": "sales", "context": "agent-sales"}
         names = [send_name("message", session, name)] if name else []
-        task = NewTask(task_id, LIST, session, user, names, "f", NOW + 30, NOW + 60, "concurrent", fields)
-        await self.tasks.accept(task, NOW)
+        task = NewTask(task_id, LIST, session, user, names, "f", 30, 60, "concurrent", fields)
+        self.tasks.ahead_s = NOW - time.time()
+        await self.tasks.accept(task)
         self.record(task_id)["status"] = "queued"
 
     def record(self, task_id: str = "t-1") -> dict[str, str]:
