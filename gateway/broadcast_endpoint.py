@@ -12,7 +12,7 @@ from backplane.keys import TIERS
 from gateway.chat import check_depth, invalid_field
 from gateway.errors import ClientError
 from gateway.http import Endpoint, bearer_token, header, json_response, read_body
-from gateway.identity import OPERATOR, Grant, check_scope, check_tenant, valid_id
+from gateway.identity import OPERATOR, Grant, check_scope, check_session, check_tenant, valid_id
 from gateway.pod import Pod
 from gateway.topics import ANNOUNCEMENTS, check_topic
 
@@ -61,6 +61,7 @@ async def _publish(pod: Pod, grant: Grant, tenant_id: str | None, to: _To, paylo
         await pod.events.announce(tenant_id, None, ANNOUNCEMENTS, payload)
     elif to.session_id is not None:
         session_id = valid_id(to.session_id, "to.session_id")
+        check_session(grant, session_id, "to.session_id")
         callbacks = await pod.session_log.callback_list(str(tenant_id), session_id)
         await pod.events.log(callbacks, str(tenant_id), session_id, payload)
     else:

@@ -8,7 +8,7 @@ from backplane.errors import ConfigurationError, InvalidId
 from backplane.keys import TIERS, check_id, check_user_id
 from backplane.settings import Settings
 from gateway.errors import ClientError
-from gateway.identity import OPERATOR, SCOPES, Grant
+from gateway.identity import OPERATOR, SCOPES, TOPIC, Grant
 
 _MOST_NAMES = 256  # sessions or agents in one token
 _LATEST = 2**40  # a date that is past all others, and that a float and a timer can hold
@@ -91,7 +91,7 @@ def read_claims(names: ClaimNames, claims: dict[str, Any]) -> Grant:
         token_id if isinstance(token_id, str) else None,
         _number(claims.get("iat")),
         _number(expires_at),
-        _patterns(claims, names.topics),
+        _topics(claims, names.topics),
     )
 
 
@@ -131,6 +131,15 @@ def _patterns(claims: dict[str, Any], name: str) -> tuple[str, ...] | None:
         return None
     _check_ids((value.removesuffix("*") for value in values if value != "*"), name)
     return tuple(values)
+
+
+def _topics(claims: dict[str, Any], name: str) -> tuple[str, ...] | None:
+    """Like `_patterns`, of names that may have more characters than ids."""
+    values = _texts(claims, name)
+    for value in values or ():
+        if value != "*" and not TOPIC.fullmatch(value.removesuffix("*")):
+            raise _invalid(f"the token's {name} has one that is no topic: {ascii(value)[:60]}")
+    return None if values is None else tuple(values)
 
 
 def _scopes(claims: dict[str, Any], names: ClaimNames) -> frozenset[str]:

@@ -25,7 +25,7 @@ from gateway.identity import Identity, Stated, check_scope, renewed
 from gateway.pace import take
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
-from gateway.topics import Topics, check_topic
+from gateway.topics import Topics, check_topic, keeps_topic
 
 _NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
 _FORGIVEN_S = 30.0  # since the last message over a limit
@@ -184,6 +184,10 @@ class Conversation:
     def _subscribe(self, connection: Connection, message: protocol.Subscribe) -> None:
         identity = connection.identity
         assert identity is not None
+        try:
+            self._authenticator.check(identity.grant)
+        except ClientError as error:
+            raise protocol.BadMessage(error, message.ref) from None
         self._begin(connection, message.ref, self._listen(connection, identity, message), "subscribed")
 
     async def _listen(
@@ -211,8 +215,11 @@ class Conversation:
 
     async def _renew(self, connection: Connection, message: protocol.Auth) -> dict[str, Any]:
         grant = await self._authenticator.grant(message.token)
-        if connection.identity is not None and connection.attached:
-            connection.renew(renewed(connection.identity, grant))
+        before = connection.identity
+        if before is not None and connection.attached:
+            connection.renew(renewed(before, grant))
+            lost = [one for one in connection.topics or () if not keeps_topic(one, before.grant, grant)]
+            self._topics.unsubscribe(connection, before.tenant_id, lost)
         return {"token_expires_at": grant.expires_at}
 
     # What needs Redis or others.

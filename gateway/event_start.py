@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 from starlette.requests import Request
 
-from backplane.errors import InvalidCursor
+from backplane.errors import InvalidCursor, NotYours
 from backplane.position import Position, parse_cursor
 from backplane.session_log import Resumed, SessionLog
 from backplane.tasks import Tasks
@@ -81,6 +81,7 @@ class EventStart:
 
         Raises:
             ClientError: the request cannot be carried out.
+            NotYours: the session belongs to another user.
             RedisUnavailable: Redis did not answer.
         """
         if asked.format == "native":
@@ -140,6 +141,9 @@ class EventStart:
             listed = await self._session_log.callback_list(identity.tenant_id, identity.session_id)
             newest = await self._tasks.newest(listed, identity.session_id)
             if newest is None:
+                # Whoever gets a stream is asked who he is when that is attached.
+                if not await self._session_log.belongs(listed, identity.session_id, identity.owner):
+                    raise NotYours
                 return None
             task_id, cursor = newest
         elif task_id not in begun:

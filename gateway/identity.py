@@ -5,6 +5,7 @@ What the token says stands. A header or query value may leave it out, and is ref
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -17,6 +18,10 @@ from gateway.errors import ClientError
 SCOPES = ("chat", "listen", "broadcast", "admin", "stats")
 OPERATOR = "*"
 """In place of a tenant: a token for those who run the service. It opens no session, and sees all tenants."""
+
+
+TOPIC = re.compile(r"[A-Za-z0-9._~:/@+-]{1,128}", re.ASCII)
+"""What a topic may be called."""
 
 
 class Stated(NamedTuple):
@@ -136,6 +141,19 @@ def check_agent(grant: Grant, agent_id: str) -> None:
         raise ClientError(403, "forbidden", f"the token does not allow the agent {agent_id}")
 
 
+def check_session(grant: Grant, session_id: str, name: str) -> None:
+    """Refuse a session that the token does not allow.
+
+    Args:
+        name: what it is, in the client's words.
+
+    Raises:
+        ClientError: 403.
+    """
+    if not allows(grant.sessions, session_id):
+        raise ClientError(403, "forbidden", f"{name} contradicts the token: it does not allow this session")
+
+
 def check_scope(grant: Grant, scope: str) -> None:
     """Refuse what needs a scope that the token has not.
 
@@ -188,8 +206,7 @@ def _session(grant: Grant, stated: str | None, name: str) -> str:
     if stated is None and grant.sessions is not None and len(grant.sessions) == 1:
         stated = grant.sessions[0]  # a beginning is no valid id, and is refused as such
     session_id = _id(stated, name)
-    if not allows(grant.sessions, session_id):
-        raise ClientError(403, "forbidden", f"{name} contradicts the token: it does not allow this session")
+    check_session(grant, session_id, name)
     return session_id
 
 

@@ -6,7 +6,6 @@ The pod has one subscription per topic, and does all the rest by itself.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -18,10 +17,9 @@ from backplane.log import Logger
 from backplane.store import Store
 from gateway.errors import ClientError
 from gateway.framing import Framing
-from gateway.identity import Grant, Identity, allows, check_agent, valid_id
+from gateway.identity import TOPIC, Grant, Identity, allows, check_agent, valid_id
 
 ANNOUNCEMENTS = "tenant:announcements"
-_TOPIC = re.compile(r"[A-Za-z0-9._~:/@+-]{1,128}", re.ASCII)
 _SOCKETS_A_TURN = 500
 _decode_announcement = msgspec.json.Decoder(Announcement).decode
 
@@ -60,7 +58,7 @@ def check_topic(grant: Grant, topic: str) -> str | None:
     Raises:
         ClientError: 422 it is none, 403.
     """
-    if not _TOPIC.fullmatch(topic):
+    if not TOPIC.fullmatch(topic):
         detail = f"topic {ascii(topic)[:60]} must be 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / @ + -"
         raise ClientError(422, "invalid_field", detail)
     kind, colon, name = topic.partition(":")
@@ -73,6 +71,20 @@ def check_topic(grant: Grant, topic: str) -> str | None:
     elif (kind != "type" or not colon) and topic != ANNOUNCEMENTS and not allows(grant.topics, topic):
         raise ClientError(403, "forbidden", f"the token does not allow the topic {topic}")
     return None
+
+
+def keeps_topic(topic: str, before: Grant, after: Grant) -> bool:
+    """Whether a subscription outlives the token under which it was made.
+
+    Args:
+        before: the old token's; the new one is of the same tenant and user.
+    """
+    try:
+        task_id = check_topic(after, topic)
+    except ClientError:
+        return False
+    # Which session a task is of is not known here.
+    return task_id is None or after.sessions in (None, before.sessions)
 
 
 class Topics:

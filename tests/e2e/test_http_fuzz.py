@@ -1,4 +1,4 @@
-"""Some two thousand odd requests over raw sockets: each is answered as HTTP says, and the pod goes on."""
+"""Some four thousand odd requests over raw sockets: each is answered as HTTP says, and the pod goes on."""
 
 from __future__ import annotations
 
@@ -15,22 +15,15 @@ from urllib.parse import quote_from_bytes
 import pytest
 
 from gateway.errors import ERROR_CODES
+from tests.support.odd_requests import ALLOWED, GOOD, IDS, NASTY, Case, around, event_cases, request
 from tests.support.processes import Cluster, Pod, get
 from tests.support.talk import open_socket, receive
 
 SEED = 20260131
+STREAM = b"text/event-stream"
 PATIENCE_S = 0.03  # with a request that may never be whole
 MOST_GROWTH_KIB = 20 * 1024
 
-NASTY = [
-    *(bytes((byte,)) for byte in b"\0\r\n\t \"'\\/%#?&;:*{}[]<>|^`@+"),
-    *(text.encode() for text in ("é", "\u202e", "\ufeff", "\U0001f389")),
-    b"\xed\xa0\x80",  # a lone surrogate
-    b"\xc0\xaf",  # an overlong slash
-]
-ALLOWED = {"X-User-ID": (b"@", b"+"), "user_id": (b"@", b"+")}
-
-IDS = {"X-Tenant-ID": b"acme", "X-Tenant-Tier": b"free", "X-Session-ID": b"s", "X-Agent-ID": b"a"}
 ID_HEADERS = (*IDS, "X-User-ID", "X-Conversation-ID", "X-Collection-ID")
 OTHER_HEADERS = ("X-Context-Type", "X-Task-Timeout", "X-Request-Source", "traceparent", "X-Client-Version")
 QUERY_IDS = ("tenant_id", "tenant_tier", "user_id", "agent_id", "cursor")
@@ -38,13 +31,15 @@ ROUTES = (
     b"/health", b"/health/detailed", b"/livez", b"/readyz", b"/ws/stats?tenant_id=acme", b"/ws/s",
     b"/ws/stats", b"/api/chat/stats", b"/api/chat/send", b"/", b"/nothing", b"/livez/", b"//livez",
     b"/%6civez", b"/livez?", b"*", b"http://other/livez", b"livez", b"/\xc3\xa9", b"/..%2f",
-    b"/" + b"x" * 5000,
+    b"/" + b"x" * 5000, b"/api/broadcast", b"/api/chat/cancel", b"/api/chat/tasks/t",
+    b"/api/chat/tasks/t/cancel", b"/api/chat/tasks/t/input", b"/api/chat/sessions/s/events/c/stream",
+    b"/api/chat/sessions/s/events", b"/api/chat/sessions/s/events?tenant_id=acme&tenant_tier=free",
+    b"/api/chat/sessions/s/events?tenant_id=acme&tenant_tier=free&format=ai-sdk",
 )  # fmt: skip
 METHODS = (
     b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"BREW", b"get",
     b"",
 )  # fmt: skip
-GOOD = b'{"message": "hello"}'
 UPGRADE = {
     "Upgrade": b"websocket",
     "Connection": b"Upgrade",
@@ -53,35 +48,9 @@ UPGRADE = {
 }
 
 
-class Case(NamedTuple):
-    """A request.
-
-    Attributes:
-        kind: by which it is counted.
-        refused: a 2xx, or an open socket, would be wrong.
-        answered: it must be; not what is cut short or too large to be read to its end.
-    """
-
-    kind: str
-    data: bytes
-    refused: bool = False
-    answered: bool = True
-
-
-def request(method: bytes, target: bytes, headers: dict[str, bytes], body: bytes | None = None) -> bytes:
-    length = {} if body is None else {"Content-Length": b"%d" % len(body)}
-    lines = [b"%b: %b" % (name.encode(), value) for name, value in {**length, **headers}.items()]
-    return b"\r\n".join([method + b" " + target + b" HTTP/1.1", b"Host: a", *lines, b"", body or b""])
-
-
 def send(body: bytes = GOOD, **headers: bytes) -> bytes:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return request(b"POST", b"/api/chat/send", {"Connection": b"close", **IDS, **given}, body)
-
-
-def around(nasty: bytes) -> bytes:
-    """In the middle, where nothing trims it."""
-    return b"a" + nasty + b"b"
 
 
 def nasty_ids() -> Iterator[Case]:
@@ -245,8 +214,8 @@ def mixtures(chance: random.Random, cases: list[Case], count: int) -> Iterator[C
 
 
 def all_cases() -> list[Case]:
-    cases = [*nasty_ids(), *routes(), *bodies(), *framings(), *handshakes()]
-    return [*cases, *mixtures(random.Random(SEED), cases, 2200 - len(cases))]
+    cases = [*nasty_ids(), *routes(), *bodies(), *framings(), *handshakes(), *event_cases()]
+    return [*cases, *mixtures(random.Random(SEED), cases, 800)]
 
 
 class Answer(NamedTuple):
@@ -263,7 +232,9 @@ def ask(pod: Pod, case: Case) -> Answer:
         got = b""
         try:
             connection.sendall(case.data)
-            while (more := hear(connection, case)) and not said_on_a_socket(got := got + more):
+            while (more := hear(connection, case)) and not (
+                said_on_a_socket(got := got + more) or said_on_a_stream(got)
+            ):
                 pass
         except ConnectionError:  # it closed before it had read everything, and its answer may be lost
             assert not case.answered, case
@@ -284,6 +255,11 @@ def said_on_a_socket(got: bytes) -> bool:
     return bool(end) and got.startswith(b"HTTP/1.1 101 ") and len(frame) > 4 and len(frame) >= 4 + frame[3]
 
 
+def said_on_a_stream(got: bytes) -> bool:
+    head, _, events = got.rpartition(b"HTTP/1.1 200 ")[2].partition(b"\r\n\r\n")
+    return STREAM in head.lower() and b"\n\n" in events
+
+
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) [\x20-\x7e]*")
 _HEADER_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\x20-\x7e\t]*)")
 
@@ -301,7 +277,8 @@ def read(got: bytes, case: Case) -> Answer:
         headers = {field[1].decode().lower(): field[2].decode() for field in fields if field is not None}
         assert len(headers) == len(lines), f"not headers, or twice the same: {lines} to {case}"
         status = int(status_line[1])
-        length = len(got) if status == 101 else int(headers.get("content-length", 0))
+        streams = headers.get("content-type", "").encode() == STREAM
+        length = len(got) if status == 101 or streams else int(headers.get("content-length", 0))
         if case.data.startswith(
             b"HEAD "
         ):  # the HTTP server sends a body too if that is all that it could read
@@ -347,7 +324,8 @@ def refusal(answer: Answer, case: Case) -> str:
 @pytest.fixture(scope="module")
 def pod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
     """One pod, and no router: nobody answers the messages."""
-    with Cluster(tmp_path_factory.mktemp("fuzz"), pods=1, routers=0, SENDS_PER_MINUTE="0,0,0,0") as running:
+    folder = tmp_path_factory.mktemp("fuzz")
+    with Cluster(folder, pods=1, routers=0, unlimited=True, SESSION_TASKS_MAX="1000") as running:
         yield running.pods[0]
 
 
@@ -376,15 +354,29 @@ def mistakes(log: str) -> list[str]:
     return [trace for trace in traces if "ClientDisconnect" not in trace]
 
 
-def test_odd_ids_in_socket_messages_are_told(pod: Pod) -> None:
-    """Each character in the agent's id of a chat: an error for it, and the socket goes on."""
+MESSAGES: dict[str, dict[str, Any]] = {
+    "agent_id": {"type": "chat", "message": "m", "agent_id": "@"},
+    "task_id": {"type": "cancel", "task_id": "@"},
+    "the task of an input": {"type": "input", "task_id": "@", "input_id": "i", "value": 1},
+    "input_id": {"type": "input", "task_id": "t", "input_id": "@", "value": 1},
+    "task topic": {"type": "subscribe", "topics": ["fine", "task:@"]},
+    "agent topic": {"type": "subscribe", "topics": ["agent:@"]},
+}
+
+
+@pytest.mark.parametrize("place", MESSAGES)
+def test_odd_ids_in_socket_messages_are_told(pod: Pod, place: str) -> None:
+    """Each character in each id of a message: an error for it, and the socket goes on."""
     with open_socket(pod, "odd-ids") as client:
         receive(client)
         for nasty in NASTY:
-            agent_id = around(nasty).decode("utf-8", "replace")
-            client.send(json.dumps({"type": "chat", "message": "m", "agent_id": agent_id, "ref": "r"}))
+            odd = json.dumps(around(nasty).decode("utf-8", "replace"))[1:-1]
+            client.send(json.dumps({**MESSAGES[place], "ref": "r"}).replace("@", odd))
             answer: dict[str, Any] = receive(client)
-            assert (answer["type"], answer["data"]["error_code"]) == ("error", "invalid_id"), nasty
+            told = (answer["type"], answer["data"]["error_code"])
+            # A topic may have more characters than an id, and is looked at first.
+            assert told in (("error", "invalid_id"), ("error", "invalid_field")), nasty
+            assert "topic" in place or told[1] == "invalid_id", nasty
             assert answer["data"]["ref"] == "r"
         client.send('{"type": "ping", "ref": "still here"}')
         assert receive(client)["data"]["ref"] == "still here"

@@ -78,3 +78,51 @@ MESSAGES: tuple[dict[str, Any], ...] = (
     {"type": "chat", **_CHAT, "ref": "r"},
 )
 """What a client may send on a socket; the chats without their type are bodies of a send too."""
+
+_ASKED: dict[str, Any] = {"id": "m-2", "role": "user", "content": "and now?"}
+_TEXT: dict[str, Any] = {"type": "text", "text": "why? é€🎉"}
+
+RUNS: tuple[dict[str, Any], ...] = (
+    {"threadId": "th", "runId": "r-1", "protocolVersion": "1.0", "messages": [_ASKED]},
+    {
+        "threadId": "s-1",
+        "runId": "t-1",
+        "state": {"a": 1},
+        "tools": [],
+        "context": [],
+        "forwardedProps": {},
+        "messages": [
+            {"id": "m-1", "role": "user", "content": [_TEXT, {"type": "text", "text": ""}]},
+            {
+                "id": "t-1",
+                "role": "assistant",
+                "content": "So ",
+                "toolCalls": [{"id": "c", "type": "function"}],
+            },
+            {"id": "x", "role": "tool", "toolCallId": "c", "content": "7"},
+            _ASKED,
+        ],
+    },
+    {
+        "threadId": "th",
+        "runId": "r-2",
+        "messages": [],
+        "resume": [{"interruptId": "i-1", "status": "resolved", "payload": {"yes": [1]}}],
+    },
+    {"threadId": "th", "runId": "r", "messages": [{"role": "user", "content": [{"type": "image"}]}]},
+    {"id": "c-1", "message": {"id": "m", "role": "user", "parts": [_TEXT]}, "trigger": "regenerate-message"},
+    {
+        "id": "c-1",
+        "trigger": "submit-message",
+        "messages": [
+            {"id": "a", "role": "assistant", "parts": [{"type": "step-start"}, _TEXT]},
+            {
+                "id": "m",
+                "role": "user",
+                "metadata": {},
+                "parts": [_TEXT, {"type": "data-x", "data": 1}, _TEXT],
+            },
+        ],
+    },
+)
+"""What the clients of other protocols post: first to AG-UI, then as the AI SDK does."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from backplane.settings import Settings
 from gateway.frames import encode_close
+from tests.fuzz.event_seeds import EVENT_SEEDS, EVENT_WORDS
 from tests.fuzz.examples import CALLBACKS, MESSAGES
 from tests.fuzz.targets import SECRET
 
@@ -250,6 +251,7 @@ SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
     "push": _pushes,
     "settings": _settings,
     "http": _http,
+    **EVENT_SEEDS,
 }
 WORDS: dict[str, tuple[bytes, ...]] = {
     "frames": (b"\x81\x80", b"\x01\xfe", b"\x80\xff", b"\x89\xfd", b"\x88\x82", b"\xff\xfe", _MASK),
@@ -263,4 +265,5 @@ WORDS: dict[str, tuple[bytes, ...]] = {
     "push": (b"~\n", b"!", b":1\n"),
     "settings": (b"{tier}", b"{tenant_id}", b"{environment}", b"acme=4", b"9" * 400, b"1_0", b"\xd9\xa4"),
     "http": _HTTP_WORDS,
+    **EVENT_WORDS,
 }

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from backplane.settings import Settings
-from tests.fuzz.examples import CALLBACKS, MESSAGES
+from tests.fuzz.examples import CALLBACKS, MESSAGES, RUNS
 from tests.fuzz.seeds import SEEDS, WORDS, frame
 
 Bytes = st.SearchStrategy[bytes]
@@ -113,6 +113,35 @@ _BODIES = st.sampled_from(
 )
 _REQUESTS = _several(_damaged(_joined(_LINES, _FIELDS, _BODIES), WORDS["http"]), 4)
 
+# Requests for event streams.
+
+_POSITIONS = st.from_regex(
+    r"\A[0-9a-z]{1,5}:[0-9]{1,17}(\*[1-9][0-9]{0,3})?(!t-[01]\*[0-9]{1,3}(\*[0-9]\.[0-9]o?\.[0-9a-f]{8}){2}\*[0-9]){0,5}\Z"
+)
+_QUERIES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ("format", "cursor", "last_event_id", "have", "stream", "task_id", "v", "token", "tenant_id")
+        ),
+        st.one_of(
+            _POSITIONS, st.sampled_from(("ag-ui", "ai-sdk", "native", "1", "7", "t-1", "t-1:1:3:0", ""))
+        ),
+    ),
+    max_size=4,
+).map(lambda pairs: "&".join(f"{name}={value}" for name, value in pairs))
+_ASKED = _damaged(
+    st.tuples(
+        _QUERIES,
+        st.lists(
+            st.tuples(
+                st.sampled_from(("Last-Event-ID", "Accept", "X-Tenant-ID", "X-Agent-ID")), _POSITIONS
+            ).map(": ".join),
+            max_size=2,
+        ),
+    ).map(lambda asked: "\n".join((asked[0], *asked[1])).encode()),
+    WORDS["event_request"],
+)
+
 STRATEGIES: dict[str, Bytes] = {
     "frames": _joined(_CHUNKS, _damaged(_several(_FRAME, 6))),
     "handshake": st.one_of(_seeded("handshake"), _joined(_LINES, _FIELDS, st.just(b"\r\n"))),
@@ -125,4 +154,7 @@ STRATEGIES: dict[str, Bytes] = {
     "push": st.one_of(st.from_regex(rb"\A(~|!|[0-9a-z]{1,5}:)[0-9]{0,5}\n"), _seeded("push")),
     "settings": st.lists(_SETTING, min_size=1, max_size=3).map(b"\0".join),
     "http": _joined(_TEMPER, _SIZES, _REQUESTS),
+    "event_request": _joined(st.binary(min_size=3, max_size=3), _ASKED),
+    "event_body": st.one_of(_objects(RUNS), _seeded("event_body")),
+    "event_json": st.binary(max_size=60),
 }

@@ -31,6 +31,7 @@ from gateway.frames import MAX_CONTROL_BYTES, Binary, Close, Event, FrameDecoder
 from gateway.identity import ANYONE, Identity
 from gateway.problem import problem_body
 from tests.fuzz import http_connection
+from tests.fuzz.event_targets import EVENT_TARGETS
 from tests.fuzz.examples import CALLBACKS, MESSAGES, TENANT
 from tests.fuzz.mutator import mutated
 from tests.fuzz.oracles import accept_key, frame_events, read_json, read_loosely, unless_too_deep
@@ -473,4 +474,5 @@ TARGETS: dict[str, Target] = {
     "push": push,
     "settings": settings,
     "http": http,
+    **EVENT_TARGETS,
 }

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from tests.support.adversary.siege import ALL_SCOPES, Attempt, Siege, bearer
-from tests.support.adversary.wire import Answer, Headers, ask, talk
+from tests.support.adversary.siege import ALL_SCOPES, Siege
+from tests.support.adversary.tally import Attempt
+from tests.support.adversary.wire import Answer, Headers, ask, bearer, talk
 
 
 def _get(
@@ -289,7 +290,10 @@ def _messages_on_sockets(siege: Siege) -> Iterator[Attempt]:
         "user_id": siege.ann,
         "cursor": siege.cursor,
     }
-    task, topics = "task-of-blue", [siege.session, f"session:{siege.session}", f"{siege.blue}:orders", "*"]
+    task, topics = (
+        siege.victims.work.tasks["going"],
+        [siege.session, f"session:{siege.session}", f"{siege.blue}:orders", "*"],
+    )
     kinds: dict[str, dict[str, Any]] = {
         "cancel": {"task_id": task, "reason": "because"},
         "resume": base,
@@ -334,7 +338,7 @@ def _said(siege: Siege, message: dict[str, Any], *, fair: bool = False) -> Attem
 
 def _addresses(siege: Siege, token: str) -> Iterator[Attempt]:
     """Addresses at which there may be something of blue's, now or later."""
-    session, task, blue = siege.session, "task-of-blue", siege.blue
+    session, task, blue = siege.session, siege.victims.work.tasks["going"], siege.blue
     targets = [
         f"/api/chat/sessions/{session}/messages", f"/api/chat/sessions/{session}/events",
         f"/api/chat/sessions/{session}", "/api/chat/sessions", f"/api/chat/tasks/{task}", "/api/chat/tasks",
@@ -409,7 +413,7 @@ def _listings(siege: Siege, name: str, token: str) -> Iterator[Attempt]:
     yield _get(siege, f"/api/chat/stats as {name}", "/api/chat/stats", token)
     yield _get(siege, f"/api/chat/stats of red as {name}", f"/api/chat/stats?tenant_id={red}", token)
     # Of its own tenant it may ask for anything, and is told nothing of blue's.
-    connection = siege.secrets[-1].decode()
+    connection = siege.connection_id
     for query in (
         "",
         f"session_id={siege.session}",
@@ -429,7 +433,7 @@ def _listings(siege: Siege, name: str, token: str) -> Iterator[Attempt]:
 def _orders(siege: Siege, name: str, token: str) -> Iterator[Attempt]:
     blue, red, session = siege.blue, siege.red, siege.session
     close, revoke = "/api/admin/connections/close", "/api/admin/revocations"
-    connection = siege.secrets[-1].decode()
+    connection = siege.connection_id
     whose: list[dict[str, Any]] = [
         {"tenant_id": blue},
         {"tenant_id": blue, "session_id": session},

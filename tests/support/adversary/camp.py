@@ -92,6 +92,9 @@ class Camp:
             "SENDS_PER_MINUTE": "0,0,0,0",
             "SENDS_PER_DAY": "0,0,0,0",
             "SENDS_PER_SESSION_HOUR": "0,0,0,0",
+            "SESSION_TASKS_MAX": "1000",
+            "TOPICS_PER_CONNECTION": "1000",
+            "TASK_TIMEOUT_S": "3600,3600,3600,3600",
         }
 
     def __enter__(self) -> Camp:

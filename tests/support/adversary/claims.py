@@ -8,9 +8,10 @@ from typing import Any
 
 from tests.support.adversary import tokens
 from tests.support.adversary.doors import DOORS, attempt, attempts
-from tests.support.adversary.siege import ALL_SCOPES, Attempt, Siege, bearer
+from tests.support.adversary.siege import ALL_SCOPES, Siege
+from tests.support.adversary.tally import Attempt
 from tests.support.adversary.tokens import Flaw
-from tests.support.adversary.wire import Answer, talk
+from tests.support.adversary.wire import Answer, bearer, talk
 
 _LEEWAY_S = 2
 

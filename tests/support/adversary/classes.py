@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.support.adversary import borders, claims, forgeries, names, outside, renewals, smuggling
+from tests.support.adversary import (
+    borders,
+    broadcasts,
+    claims,
+    errands,
+    forgeries,
+    names,
+    outside,
+    positions,
+    renewals,
+    smuggling,
+    streams,
+    topics,
+)
 from tests.support.adversary.doors import DOORS
 from tests.support.adversary.siege import Assault, Siege
 from tests.support.adversary.wire import Answer, ask
+from tests.support.adversary.work import touched
 
 CLASSES: dict[str, Assault] = {
     "forged": forgeries.forged,
@@ -34,7 +48,13 @@ CLASSES: dict[str, Assault] = {
     "smuggled": smuggling.smuggled,
     "origins": outside.origins,
     "addresses": outside.addresses,
-    "admin_over_tenant": borders.admin_over_tenant,
+    "others_tasks": errands.others_tasks,
+    "colleagues_tasks": errands.colleagues_tasks,
+    "topics": topics.topics,
+    "broadcasts": broadcasts.broadcasts,
+    "event_streams": streams.event_streams,
+    "event_positions": positions.event_positions,
+    "admin_over_tenant": borders.admin_over_tenant,  # the last: it revokes users of red's
 }
 
 
@@ -47,7 +67,12 @@ async def right_ways(siege: Siege) -> dict[str, bool]:
         for way, sign in siege.mint.ways.items()
     ]
     answers = await asyncio.gather(*[knocking for _, knocking in ways])
-    assert siege.take_actions()
+    said = [action for action in siege.take_actions() if action["action_type"] == "execution.agent_run"]
+    assert {action["session_id"] for action in said} == {siege.session}
+    log = siege.victims.logs[siege.session]
+    log.expected += [("user_message", action["message"]) for action in said]
+    await log.arrive()
+    assert touched(siege, siege.victims.desk)
     return {name: answer.accepted for (name, _), answer in zip(ways, answers, strict=True)}
 
 

@@ -14,6 +14,8 @@ import jwt
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.support.adversary import event_guards
+
 _NO_SIGNATURE = {"verify_signature": False, "verify_exp": True, "verify_nbf": True, "verify_iat": True}
 _decode = jwt.decode
 
@@ -223,5 +225,6 @@ GUARDS: dict[str, Callable[[], None]] = {
     "given_twice": no_given_twice,
     "admin_tenant": no_admin_tenant,
     "proxy_trust": no_proxy_trust,
+    **event_guards.GUARDS,
 }
 """By the name that `tests.support.sabotage` knows."""

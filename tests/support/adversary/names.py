@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from tests.support.adversary.siege import Attempt, Siege, bearer
-from tests.support.adversary.wire import Answer, ask, knock
+from tests.support.adversary.siege import Siege
+from tests.support.adversary.tally import Attempt
+from tests.support.adversary.wire import Answer, ask, bearer, knock
 
 NASTY = (
     *"\0\r\n\t \x7f",
@@ -17,6 +18,7 @@ NASTY = (
     "\u00e9",
     "\u202e",  # turns the rest of a log line round
 )
+_EVENTS = b"/api/chat/sessions/q/events?"
 _KEY = re.compile(r"[A-Za-z0-9._~@+:{}-]*")
 # Not a character of an id there, but the end of it or nothing: what is left may be a right id.
 _ENDS_A_PATH, _ENDS_A_VALUE = frozenset("?#/ \t\r\n\0"), frozenset("&#+ \t\r\n\0;")
@@ -57,6 +59,11 @@ def _in_paths(siege: Siege) -> Iterator[Attempt]:
         "the path of messages": lambda raw: _get(siege, b"/api/chat/sessions/" + raw + b"/messages", user),
         "the path of limits": lambda raw: _get(siege, b"/api/admin/tenants/" + raw + b"/limits", operator),
         "the path of a task": lambda raw: _get(siege, b"/api/chat/tasks/" + raw, user),
+        "the path of a cancel": lambda raw: _post_raw(siege, b"/api/chat/tasks/" + raw + b"/cancel", user),
+        "the path of events": lambda raw: _get(siege, b"/api/chat/sessions/" + raw + b"/events", user),
+        "the path of a chat": lambda raw: _get(
+            siege, b"/api/chat/sessions/" + raw + b"/events/c/stream", user
+        ),
     }
     for place, use in places.items():
         for text, char, where in _spelt(siege):
@@ -75,6 +82,12 @@ def _in_queries(siege: Siege) -> Iterator[Attempt]:
         "a socket's agent_id": lambda raw: _socket(siege, b"/ws/q?agent_id=" + raw, nobody),
         "a socket's cursor": lambda raw: _socket(siege, b"/ws/q?cursor=" + raw, nobody),
         "messages' cursor": lambda raw: _get(siege, b"/api/chat/sessions/q/messages?cursor=" + raw, nobody),
+        "events' tenant_id": lambda raw: _get(siege, _EVENTS + b"tenant_id=" + raw, nobody),
+        "events' user_id": lambda raw: _get(siege, _EVENTS + b"user_id=" + raw, nobody),
+        "events' agent_id": lambda raw: _get(siege, _EVENTS + b"agent_id=" + raw, nobody),
+        "events' cursor": lambda raw: _get(siege, _EVENTS + b"cursor=" + raw, nobody),
+        "events' task_id": lambda raw: _get(siege, _EVENTS + b"format=ag-ui&task_id=" + raw, nobody),
+        "events' have": lambda raw: _get(siege, _EVENTS + b"stream=1&have=" + raw + b":1:0:0", nobody),
         "stats' tenant_id": lambda raw: _get(siege, b"/ws/stats?tenant_id=" + raw, operator),
         "connections' tenant_id": lambda raw: _get(
             siege, b"/api/admin/connections?tenant_id=" + raw, operator
@@ -134,8 +147,21 @@ def _in_json(siege: Siege) -> Iterator[Attempt]:
     """Ids in messages and bodies."""
     operator, admin = siege.mint.token(siege.as_operator()), siege.mint.token(siege.as_admin_of_red())
     close, revoke = "/api/admin/connections/close", "/api/admin/revocations"
+    news, some = "/api/broadcast", {"payload": 1}
+    to_all = {"to": {"tenant": True}, **some}
+    answer = {"type": "input", "task_id": "t", "input_id": "i", "value": 1}
     places: dict[str, Callable[[str], Any]] = {
         "a chat's agent_id": lambda text: _chat(siege, text),
+        "a cancel's task_id": lambda text: _saying(siege, {"type": "cancel", "task_id": text}),
+        "an input's task_id": lambda text: _saying(siege, {**answer, "task_id": text}),
+        "an input's input_id": lambda text: _saying(siege, {**answer, "input_id": text}),
+        "a task's topic": lambda text: _saying(siege, {"type": "subscribe", "topics": [f"task:{text}"]}),
+        "an agent's topic": lambda text: _saying(siege, {"type": "subscribe", "topics": [f"agent:{text}"]}),
+        "a broadcast's session_id": lambda text: _post(
+            siege, news, admin, {"to": {"session_id": text}, **some}
+        ),
+        "a broadcast's agent_id": lambda text: _post(siege, news, admin, {"to": {"agent_id": text}, **some}),
+        "a broadcast's tenant_id": lambda text: _post(siege, news, operator, {**to_all, "tenant_id": text}),
         "close's tenant_id": lambda text: _post(siege, close, operator, {"tenant_id": text}),
         "close's session_id": lambda text: _post(siege, close, admin, {"session_id": text}),
         "close's user_id": lambda text: _post(siege, close, admin, {"user_id": text}),
@@ -184,5 +210,13 @@ def _chat(siege: Siege, agent: str) -> Callable[[], Any]:
     return act
 
 
-def _post(siege: Siege, target: str, token: str, body: dict[str, str]) -> Callable[[], Any]:
+def _saying(siege: Siege, message: dict[str, Any]) -> Callable[[], Any]:
+    return lambda: siege.spoken[siege.pod().port].say(message)
+
+
+def _post_raw(siege: Siege, target: bytes, token: str) -> Attempt:
+    return Attempt("", lambda: ask(siege.pod().port, "POST", target, bearer(token), b""))
+
+
+def _post(siege: Siege, target: str, token: str, body: dict[str, Any]) -> Callable[[], Any]:
     return lambda: ask(siege.pod().port, "POST", target, bearer(token), json.dumps(body).encode())

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Iterator, Sequence
 
 from tests.support.adversary.camp import HANDSHAKES, SOCKETS
-from tests.support.adversary.siege import Act, Attempt, Siege, bearer
-from tests.support.adversary.wire import Answer, Line, ask, dial, granted, knock, upgrade
+from tests.support.adversary.doors import events_of
+from tests.support.adversary.siege import Siege
+from tests.support.adversary.tally import Act, Attempt
+from tests.support.adversary.wire import Answer, Line, ask, bearer, dial, granted, knock, upgrade
 from tests.support.processes import Pod
 
 _STRANGER = "127.0.0.2"  # a peer that is no trusted proxy
@@ -23,6 +25,7 @@ async def origins(siege: Siege) -> None:
                 Attempt(f"a socket from {origin!r} {len(headers)}", _socket(siege, token, headers)),
                 Attempt(f"a page at {origin!r} asks first {len(headers)}", _preflight(siege, headers)),
                 Attempt(f"a page at {origin!r} reads {len(headers)}", _reading(siege, token, headers)),
+                Attempt(f"a page at {origin!r} listens {len(headers)}", _listening(siege, token, headers)),
             ]
     for two in (
         [("Origin", "https://app.example.com"), ("Origin", "https://evil.example")],
@@ -77,6 +80,14 @@ def _reading(siege: Siege, token: str, headers: list[tuple[str, str]]) -> Act:
     return act
 
 
+def _listening(siege: Siege, token: str, headers: list[tuple[str, str]]) -> Act:
+    async def act() -> Answer:
+        target = f"{events_of(siege.own)}?token={token}"
+        return _by_leave(await ask(siege.pod().port, "GET", target, headers))
+
+    return act
+
+
 def _by_leave(answer: Answer) -> Answer:
     """A browser shows the page an answer only if this header says so."""
     return answer._replace(accepted=b"access-control-allow-origin" in answer.received.lower())
@@ -113,7 +124,7 @@ async def _opens_fast(siege: Siege, pod: Pod, number: int) -> None:
         spoofs, began = _spoofs(siege), loop.time()
         for count in range(HANDSHAKES * 2):
             said = next(spoofs) + (real if count % 2 else also)
-            answer = await _knock(siege, pod, [said])
+            answer = await (_knock if count % 3 else _listen)(siege, pod, [said])
             allowed = HANDSHAKES * (1 + (loop.time() - began) / 60)  # it is a bucket that is refilled
             siege.judge(f"handshake {count} of {said[-60:]}", answer, fair=count < allowed)
         siege.judge(f"two headers of {real}", await _knock(siege, pod, ["198.51.100.9", real]))
@@ -125,6 +136,15 @@ async def _knock(siege: Siege, pod: Pod, forwarded: Sequence[str], local: str | 
         *(("X-Forwarded-For", one) for one in forwarded),
     ]
     return await knock(pod.port, "/ws/counted", headers, local=local, quiet_s=0)
+
+
+async def _listen(siege: Siege, pod: Pod, forwarded: Sequence[str]) -> Answer:
+    """An event stream counts as a socket does."""
+    headers = [
+        *bearer(siege.mint.token(siege.as_mallory())),
+        *(("X-Forwarded-For", one) for one in forwarded),
+    ]
+    return await ask(pod.port, "GET", events_of("counted"), headers)
 
 
 async def _holds_many(siege: Siege, pod: Pod, number: int) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from tests.support.adversary.siege import ALL_SCOPES, Attempt, Siege, bearer
+from tests.support.adversary.doors import events_of, posted
+from tests.support.adversary.siege import ALL_SCOPES, Siege
+from tests.support.adversary.tally import Attempt
 from tests.support.adversary.tokens import FILE_RSA, Claims, by_hmac, by_rsa
-from tests.support.adversary.wire import Answer, Talk, ask, knock, talk
+from tests.support.adversary.wire import Answer, Line, Talk, ask, bearer, knock, listen, talk
 from tests.support.processes import Pod
 
 LIMIT_S = 1.0
@@ -129,10 +131,16 @@ async def _revoked_kind(siege: Siege, kind: str, claims: Claims, body: dict[str,
     sockets = [
         await talk(pod.port, f"/ws/{session}", bearer(token)) for pod in siege.pods for _ in range(_SOCKETS)
     ]
+    streams = [
+        await listen(pod.port, f"{events_of(session)}{query}", bearer(token))
+        for pod in siege.pods
+        for query in ("?stream=1", "?format=ag-ui")
+    ]
     for pod in siege.pods:  # it was seen before, so every pod has it verified
         assert (await _list(pod, token)).accepted
     asked_at = await _revoke(siege, siege.pods[0], body)
     closing = [_until_closed(siege, socket, asked_at, f"{kind}, an open socket") for socket in sockets]
+    closing += [_until_ended(siege, line, asked_at, f"{kind}, an open stream") for line in streams]
     using = [_until_refused(siege, pod, token, asked_at, f"{kind}, HTTP on {pod.port}") for pod in siege.pods]
     worst = max(await asyncio.gather(*closing, *using))
     await siege.run(_afterwards(siege, kind, token, session))
@@ -147,6 +155,14 @@ async def _until_closed(siege: Siege, socket: Talk, since: float, name: str) -> 
     if not stayed and socket.close_code != 4501:
         siege.tally.crashed.add(f"{name}: closed with {socket.close_code}")
     socket.drop()
+    return took_s
+
+
+async def _until_ended(siege: Siege, line: Line, since: float, name: str) -> float:
+    await line.until(lambda _came: line.ended, LIMIT_S + 0.5)
+    took_s = asyncio.get_running_loop().time() - since
+    siege.judge(name, Answer(not line.ended or took_s > LIMIT_S, b"", bytes(line.came)))
+    line.drop()
     return took_s
 
 
@@ -173,12 +189,21 @@ def _afterwards(siege: Siege, kind: str, token: str, session: str) -> list[Attem
     target, limits = f"/ws/{session}", f"/api/admin/tenants/{siege.red}/limits"
     offer = [("Sec-WebSocket-Protocol", f"orchestrator.v1, bearer.{token}")]
     messages, to_session = f"/api/chat/sessions/{session}/messages", ("X-Session-ID", session)
+    news = json.dumps({"to": {"tenant": True}, "payload": "revoked"}).encode()
+    run, to_agent = f"{events_of(session)}?format=ag-ui", ("X-Agent-ID", "agent-1")
+    said = posted("ag-ui", siege.message(), siege.word())
     doors: dict[str, Callable[[Pod], Awaitable[Answer]]] = {
         "header": lambda pod: knock(pod.port, target, bearer(token)),
         "query": lambda pod: knock(pod.port, f"{target}?token={token}"),
         "subprotocol": lambda pod: knock(pod.port, target, offer),
         "send": lambda pod: siege.send(token, siege.message(), to_session, pod=pod),
         "messages": lambda pod: ask(pod.port, "GET", messages, bearer(token)),
+        "tasks": lambda pod: ask(pod.port, "GET", "/api/chat/tasks/any", bearer(token)),
+        "cancel": lambda pod: ask(pod.port, "POST", "/api/chat/tasks/any/cancel", bearer(token), b""),
+        "broadcast": lambda pod: ask(pod.port, "POST", "/api/broadcast", bearer(token), news),
+        "events": lambda pod: ask(pod.port, "GET", events_of(session), bearer(token)),
+        "events by query": lambda pod: ask(pod.port, "GET", f"{events_of(session)}?token={token}"),
+        "run": lambda pod: ask(pod.port, "POST", run, (*bearer(token), to_agent), said),
         "auth": lambda pod: siege.spoken[pod.port].say({"type": "auth", "token": token}),
         "stats": lambda pod: ask(pod.port, "GET", "/ws/stats", bearer(token)),
         "health": lambda pod: ask(pod.port, "GET", "/health/detailed", bearer(token)),

@@ -11,18 +11,19 @@ import string
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, cast
 from urllib.parse import unquote
 
 import redis
 
 from backplane.keys import TIERS
-from tests.support.accounting import callback
 from tests.support.adversary.camp import Camp, has_ended
+from tests.support.adversary.tally import SILENCE, Attempt, Tally
 from tests.support.adversary.tokens import Claims
-from tests.support.adversary.wire import Answer, Talk, ask, knock, talk
+from tests.support.adversary.victims import Victims
+from tests.support.adversary.wire import Answer, Line, Talk, ask, bearer, knock, listen, talk
+from tests.support.adversary.work import touched
 from tests.support.processes import Pod, Process
 
 ALL_SCOPES = "chat listen broadcast stats admin"
@@ -31,55 +32,10 @@ _TIER = "enterprise"
 _ACTIONS = "nooble4:dev:agent_execution_service:actions:{}"
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 _BY = ContextVar("_BY", default="")
-_SILENCE = "nobody answered"
 _MISTAKE = "Traceback (most recent call last)"
 _PART = re.compile(rb"[A-Za-z0-9_-]{8,}")
 
-Act = Callable[[], Awaitable[Answer]]
 Assault = Callable[["Siege"], Awaitable[None]]
-
-
-class Attempt(NamedTuple):
-    """One try.
-
-    Attributes:
-        name: says what was tried, and where.
-        fair: it may be granted, as it asks for nothing that is not its own; but it must reach nothing else.
-    """
-
-    name: str
-    act: Act
-    fair: bool = False
-
-
-@dataclass
-class Tally:
-    """The count of one class; but for ``attempts`` by the names of those that should not have been."""
-
-    name: str
-    attempts: int = 0
-    got_in: set[str] = field(default_factory=set)
-    crashed: set[str] = field(default_factory=set)
-    leaked: set[str] = field(default_factory=set)
-
-    def __str__(self) -> str:
-        return (
-            f"class={self.name} attempts={self.attempts} got_in={len(self.got_in)} "
-            f"crashed={len(self.crashed)} leaked={len(self.leaked)}"
-        )
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing happened that must not."""
-        return self.attempts > 0 and not (self.got_in or self.crashed or self.leaked)
-
-    @property
-    def offences(self) -> list[str]:
-        """What happened that must not, some of it."""
-        kinds = {"got in": self.got_in, "crashed": self.crashed, "leaked": self.leaked}
-        return [
-            f"{kind}: {name}" for kind, names in kinds.items() for name in sorted(names, key=_weight)[:40]
-        ]
 
 
 class Siege:
@@ -94,9 +50,12 @@ class Siege:
         most: attempts of a class at most, drawn by lot; None for all.
 
     Attributes:
+        work, desk: sessions of ann's with tasks.
+        freed: sessions of blue's in which tasks may be cancelled, as a right way is tried there.
         cursor: of ann's session, before all of its messages.
-        token_id: of a token of blue's that is in use.
-        secrets: what nobody may be told who is not blue's.
+        token_id, connection_id: of a token and a connection of blue's that are in use.
+        secrets: what no attacker may be told.
+        announced: what nobody may be told who is not blue's.
         known: names of blue's that the attacker knows, and so may find in answers where it used them.
         refusals: how often an attacker was told what, by error code.
         slowest_revocation_s: until the last use of a token that was revoked.
@@ -111,26 +70,35 @@ class Siege:
         self.ann, self.mal = f"ann-{self.word()}", f"mal-{self.word()}"
         self.mallory = f"mallory-{self.word()}"
         self.session, self.common = f"s-{self.word()}", f"c-{self.word()}"
+        self.work, self.desk = f"w-{self.word()}", f"d-{self.word()}"
+        self.freed = {self.desk}
         self.hidden_user, self.hidden_session = f"hid-{self.word()}", f"hid-{self.word()}"
         self.own = f"own-{self.word()}"
         self.known = [self.blue.encode(), self.ann.encode()]
         self.secrets = [self.hidden_user.encode(), self.hidden_session.encode()]
-        self.cursor, self.token_id = "", ""
+        self.announced: list[bytes] = []
+        self.cursor, self.token_id, self.connection_id = "", "", ""
         self.tally = Tally("none")
         self.tallies: dict[str, Tally] = {}
         self.refusals = Counter[str]()
         self.spoken: dict[int, Talk] = {}
         self.slowest_revocation_s = 0.0
         self.turn = 0
-        self._told = 0
-        self._victims: list[Talk] = []
-        self._listeners: list[Talk] = []
+        self.victims = Victims(self)
+        self._strangers: list[Line] = []
+        self._insiders: list[Line] = []
         self._read: dict[str, int] = {}
         self._redis = redis.Redis(port=camp.cluster.redis_port)
 
     def word(self) -> str:
         """A name that is nobody else's."""
         return "".join(self.random.choices(string.ascii_lowercase + string.digits, k=20))
+
+    def secret(self, among: list[bytes] | None = None) -> str:
+        """A word that is to be kept."""
+        word = self.word() + self.word()
+        (self.secrets if among is None else among).append(word.encode())
+        return word
 
     def pod(self) -> Pod:
         """One after the other."""
@@ -144,6 +112,18 @@ class Siege:
         return self._claims(
             self.blue, **{"sub": self.ann, "session_id": self.session, "scope": ALL_SCOPES, **more}
         )
+
+    def as_hidden(self) -> Claims:
+        """Blue's user of whom nobody knows."""
+        return self._claims(self.blue, sub=self.hidden_user)
+
+    def as_nobody(self) -> Claims:
+        """Blue, and none of its users."""
+        return self._claims(self.blue)
+
+    def as_broadcaster(self) -> Claims:
+        """What blue publishes events with."""
+        return self._claims(self.blue, scope="broadcast")
 
     def as_mal(self, **more: Any) -> Claims:
         """Another user of blue."""
@@ -178,92 +158,77 @@ class Siege:
     async def __aenter__(self) -> Siege:
         for name, process in self._watched().items():
             self._read[name] = len(process.output)
-        ann = await self._sit(self.pods[0], self.session, self.as_ann())
-        hidden = await self._sit(
-            self.pods[0], self.hidden_session, self._claims(self.blue, sub=self.hidden_user)
-        )
-        common = await self._sit(self.pods[-1], self.common, self._claims(self.blue))
-        self._victims = [ann, await self._sit(self.pods[-1], self.session, self.as_ann()), hidden, common]
-        for victim in self._victims:
-            self.secrets.append(victim.opened_as["connection_id"].encode())
-        self._tell(self.hidden_session)
-        self._tell(self.common)
-        await self.whisper()
-        await self.whisper()
-        epoch, seq = ann.logged[0]["metadata"]["epoch"], ann.logged[0]["metadata"]["seq"]
-        self.cursor = f"{epoch}:{seq - 1}"
+        await self.victims.settle_in()
+        first = self.victims.logs[self.session].sockets[0].logged[0]["metadata"]
+        self.cursor = f"{first['epoch']}:{first['seq'] - 1}"
         for pod in self.pods:
             token = self.mint.token(self.as_mallory())
-            self.spoken[pod.port] = await self._sit(pod, self.own, self.as_mallory())
-            for session in (self.session, self.common):
-                self._listeners.append(await talk(pod.port, f"/ws/{session}?stream=1", bearer(token)))
-        self._listeners.append(await self._sit(self.pods[0], self.own, self.as_mal()))
+            self.spoken[pod.port] = await self.sit(pod, self.own, self.as_mallory())
+            for session in (self.session, self.common, self.work):
+                target = f"/api/chat/sessions/{session}/events"
+                self.eavesdrop(
+                    await talk(pod.port, f"/ws/{session}?stream=1", bearer(token)),
+                    await listen(pod.port, f"{target}?stream=1", bearer(token)),
+                    await listen(pod.port, f"{target}?format=ag-ui", bearer(token)),
+                )
+        self.eavesdrop(*self.spoken.values())
+        self.eavesdrop(await self.sit(self.pods[0], self.own, self.as_mal()), insider=True)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for line in (*self._victims, *self._listeners, *self.spoken.values()):
+        for line in (*self._strangers, *self._insiders):
             line.drop()
+        self.victims.leave()
         self._redis.close()
 
-    async def _sit(self, pod: Pod, session: str, claims: Claims) -> Talk:
+    async def sit(self, pod: Pod, session: str, claims: Claims, query: str = "") -> Talk:
+        """Open a socket that must be granted."""
         token = self.mint.token(claims)
         if claims["tenant_id"] == self.blue:
             self.secrets.append(token.rpartition(".")[2].encode())
             self.token_id = claims["jti"]
-        return await talk(pod.port, f"/ws/{session}", bearer(token))
+        return await talk(pod.port, f"/ws/{session}{query}", bearer(token))
 
-    def _tell(self, session: str) -> None:
-        """Have the agent answer in one of blue's sessions; what it says is secret."""
-        secret, task = self.word() + self.word(), f"task-{self.word()}"
-        self.secrets += [secret.encode(), task.encode()]
-        answer = json.loads(callback(self.blue, session, task))
-        answer["result"]["response"] = secret
-        self._redis.lpush(f"orchestrator:{self.blue}:callbacks", json.dumps(answer))
+    def eavesdrop(self, *lines: Line, insider: bool = False) -> None:
+        """Keep an attacker's connections open, and look at all that they are told."""
+        (self._insiders if insider else self._strangers).extend(lines)
 
-    async def whisper(self) -> None:
-        """Have the agent say something to ann, and wait until she has it on all her sockets."""
-        self._tell(self.session)
-        self._told += 1
-        for victim in self._victims[:2]:
-            await self._until_told(victim)
+    def push(self, callback: dict[str, Any]) -> None:
+        """Say something as blue's agent."""
+        self._redis.lpush(f"orchestrator:{self.blue}:callbacks", json.dumps(callback))
 
-    async def _until_told(self, victim: Talk) -> None:
-        await victim.until(lambda _came: len(victim.logged) >= self._told)
+    def record(self, key: str) -> dict[bytes, bytes]:
+        """A hash of the store."""
+        return cast("dict[bytes, bytes]", self._redis.hgetall(key))
 
     @property
     def is_over(self) -> bool:
         """Whether a process has ended: then nothing more can be shown."""
         return any(map(has_ended, self._watched().values()))
 
-    @property
-    def disturbed(self) -> list[str]:
-        """What the victims have noticed of it all; nothing, if it is well."""
-        found = []
-        for victim in self._victims:
-            told = [message["metadata"]["seq"] for message in victim.logged]
-            wanted = self._told if victim in self._victims[:2] else 1
-            if victim.ended or victim.close_code is not None:
-                found.append(f"a victim's socket was closed ({victim.close_code})")
-            if told != list(range(1, wanted + 1)):
-                found.append(f"a victim got {told} in place of 1 to {wanted}")
-            found += [f"a victim was told {m['data']}" for m in victim.messages if m["type"] == "error"]
-        return found
-
     # Attack.
 
     async def assault(self, name: str, what: Assault) -> Tally:
         """Run one class of attempts, and count."""
         self.tally = self.tallies[name] = Tally(name)
-        await self.whisper()
+        await self.victims.whisper()
         await what(self)
-        await self.whisper()
+        await self.victims.whisper()
+        await self.victims.publish()
         self._audit()
-        for listener in self._listeners:
-            self._scan("what an attacker's own socket heard", Answer(False, b"", bytes(listener.came)))
+        await self._overhear()
         self._look_for_crashes()
         return self.tally
+
+    async def _overhear(self) -> None:
+        """Look at what the attackers' open connections were told."""
+        lines = [line for line in (*self._strangers, *self._insiders) if isinstance(line, Talk)]
+        await asyncio.gather(*[line.say({"type": "ping"}) for line in lines])  # what came before has come
+        for among, lines_of in ((self.announced, self._strangers), ([], self._insiders)):
+            for line in lines_of:
+                self._scan("an attacker's own connection", Answer(False, b"", bytes(line.came)), among)
 
     def _look_for_crashes(self) -> None:
         for name, process in self._watched().items():
@@ -300,11 +265,11 @@ class Siege:
         if answer.mistake:
             self.tally.crashed.add(name)
         if not answer.received and not fair:
-            self.tally.crashed.add(f"{name}: {_SILENCE}")  # which proves nothing
+            self.tally.crashed.add(f"{name}: {SILENCE}")  # which proves nothing
         self._scan(name, answer)
 
-    def _scan(self, name: str, answer: Answer) -> None:
-        for secret in self.secrets:
+    def _scan(self, name: str, answer: Answer, also: Iterable[bytes] = ()) -> None:
+        for secret in (*self.secrets, *also):
             if secret in answer.received:
                 self.tally.leaked.add(name)
         for word in self.known:
@@ -312,11 +277,18 @@ class Siege:
                 self.tally.leaked.add(name)
 
     def _audit(self) -> None:
-        """Look at what has reached the agents' queues: nothing that was not its sender's to send."""
+        """Look at what has reached the agents' queues, blue's tasks and people: nothing of an attacker's."""
         for action in self.take_actions():
+            if "message" not in action:
+                if action["tenant_id"] == self.blue and action["session_id"] not in self.freed:
+                    self.tally.got_in.add(f"{action['action_type']} of {action['task_id']}")
+                continue
             note = json.loads(action["message"])
             if not self._is_right(action, note):
                 self.tally.got_in.add(note["by"])
+        for work in (self.victims.work, self.victims.desk):
+            self.tally.got_in.update(touched(self, work))
+        self.tally.got_in.update(self.victims.forged())
 
     def take_actions(self) -> list[dict[str, Any]]:
         """What waits for the agents."""
@@ -369,16 +341,6 @@ class Siege:
     async def enter(self, target: str, token: str | None = None, *headers: tuple[str, str]) -> Answer:
         """Ask one of the pods for a socket."""
         return await knock(self.pod().port, target, (*bearer(token), *headers))
-
-
-def _weight(name: str) -> tuple[bool, str]:
-    """Causes first: where one attempt has ended a process, hundreds get no answer."""
-    return _SILENCE in name, name
-
-
-def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
-    """The header that carries a token, if there is one."""
-    return () if token is None else (("Authorization", f"Bearer {token}"),)
 
 
 def _said(sent: bytes) -> bytes:

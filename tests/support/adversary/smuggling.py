@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.support.adversary.siege import Attempt, Siege
+from tests.support.adversary.siege import Siege
+from tests.support.adversary.tally import Attempt
 from tests.support.adversary.tokens import by_hmac
 from tests.support.adversary.wire import Answer, frame, throw, upgrade
 

@@ -107,6 +107,11 @@ class Line(asyncio.Protocol):
             pass
 
 
+def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    """The header that carries a token, if there is one."""
+    return () if token is None else (("Authorization", f"Bearer {token}"),)
+
+
 def request(
     method: str | bytes, target: str | bytes, headers: Headers = (), body: bytes | None = None
 ) -> bytes:
@@ -239,6 +244,19 @@ async def throw(port: int, data: bytes, quiet_s: float = 0.15, within_s: float =
     received = bytes(line.came)
     statuses = [int(status) for status in _STATUS.findall(received)]
     return Answer(granted(received) or any(200 <= status < 300 for status in statuses), data, received)
+
+
+async def listen(port: int, target: str, headers: Headers = ()) -> Line:
+    """Open an event stream that must be granted.
+
+    Raises:
+        AssertionError: it was not.
+    """
+    line = Line()
+    assert await dial(port, line), "nobody answers"
+    line.write(request("GET", target, headers))
+    assert await line.until(_streams), f"not let in: {bytes(line.came)!r}"
+    return line
 
 
 class Talk(Line):

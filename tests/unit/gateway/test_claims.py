@@ -170,6 +170,18 @@ def test_patterns(name: str, said: Any, patterns: tuple[str, ...]) -> None:
     assert (grant.sessions if name == "session_id" else grant.agents) == patterns
 
 
+@pytest.mark.parametrize("said", ["orders/7", "orders/*", "a:b@c+d", "*", ["orders/*", "x"], []])
+def test_topics(said: Any) -> None:
+    """Whatever a topic may be called, a token can name."""
+    assert read(topics=said).topics == ((said,) if isinstance(said, str) else tuple(said))
+
+
+@pytest.mark.parametrize("said", ["", "a b", "a*b", "**", ["a", "\n"], "x" * 129, "\u0660"])
+def test_bad_topics(said: Any) -> None:
+    """And nothing else."""
+    assert "topics" in refusal(topics=said).detail
+
+
 @pytest.mark.parametrize("name", ["session_id", "agents"])
 @pytest.mark.parametrize(
     "said",

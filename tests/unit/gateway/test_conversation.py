@@ -7,14 +7,16 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from backplane.errors import RedisUnavailable
 from backplane.rate_limiter import Charged, Standing
 from gateway import auth, conversation
 from gateway.errors import redis_unavailable
-from gateway.identity import Grant
+from gateway.identity import ANYONE, Grant
 from gateway.listener import State
+from gateway.topics import keeps_topic
 from tests.unit.gateway.fakes import Clock, masked, settle
 from tests.unit.gateway.sockets import BINARY, SECRET, WHO, Client, Pod
 
@@ -369,6 +371,48 @@ async def test_what_a_new_token_changes(pod: Pod) -> None:
 
     assert await chat(pod, client) == "free"
     assert client.close_codes == []
+
+
+async def subscribe(client: Client, *topics: str) -> dict[str, Any]:
+    """What comes of it."""
+    client.say(type="subscribe", topics=topics, ref="topics")
+    await settle()
+    return last(client)
+
+
+async def test_a_token_that_has_expired_subscribes_to_nothing(pod: Pod, later: Time) -> None:
+    """Nor does it say more in another way; what it has subscribed to it keeps until it is closed."""
+    client = await opened(pod, ttl_s=60)
+    assert (await subscribe(client, "orders/7"))["data"]["topics"] == ["orders/7"]
+    later.ahead = 70
+    answer = await subscribe(client, "orders/8")
+
+    assert (answer["type"], answer["data"]["error_code"]) == ("error", "token_expired")
+    assert client.connection.topics == {"orders/7"}
+
+
+async def test_a_new_token_ends_subscriptions_that_it_does_not_allow(pod: Pod) -> None:
+    """The others go on."""
+    client = await opened(pod, agents=["sales", "support"])
+    await subscribe(client, "agent:sales", "agent:support", "type:invoice")
+    await renew(client, pod.token(agents=["sales", "support"]))
+    assert client.connection.topics == {"agent:sales", "agent:support", "type:invoice"}
+    await renew(client, pod.token(agents=["sales"]))
+
+    assert client.connection.topics == {"agent:sales", "type:invoice"}
+
+
+@pytest.mark.parametrize(
+    ("sessions", "kept"),
+    [(None, True), (("s-1", "s-2"), True), (("s-1",), False)],
+    ids=["any", "the same", "fewer"],
+)
+def test_whether_a_tasks_topic_outlives_its_token(sessions: tuple[str, ...] | None, kept: bool) -> None:
+    """Not if the new token is for other sessions: the task may be of one that it does not allow."""
+    before = msgspec.structs.replace(ANYONE, sessions=("s-1", "s-2"))
+    after = msgspec.structs.replace(ANYONE, sessions=sessions)
+
+    assert keeps_topic("task:t-1", before, after) == kept
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from gateway.http_protocol import BoundedHttpProtocol, bounded_protocol
 from gateway.identity import ANYONE, Identity
 from gateway.listener import State
 from gateway.pod import Pod as RealPod
-from tests.unit.gateway.fakes import FakeTransport, settle
+from tests.unit.gateway.fakes import SESSION, FakeTransport, settle
 from tests.unit.gateway.sockets import Pod
 from tests.unit.gateway.test_event_framing import StubEncoder, unchunked
 
@@ -434,6 +434,19 @@ async def test_refusals(pod: Pod, request_bytes: bytes, status: int) -> None:
     assert transport.data.startswith(f"HTTP/1.1 {status} ".encode()), transport.data
     assert not transport.closing
     assert (len(pod.sockets.wheel), pod.hub.sessions, len(pod.counts.places)) == (0, 0, 0)
+    protocol.connection_lost(None)
+
+
+async def test_another_users_session_in_which_nothing_runs(pod: Pod) -> None:
+    """Whether something runs there is not told either."""
+    pod.say(1)
+    pod.log.records[SESSION].owner = "somebody"
+    protocol, transport = Server(pod).connect()
+    protocol.data_received(asked(f"{WHO}&format=ai-sdk"))
+    await settle()
+
+    assert transport.data.startswith(b"HTTP/1.1 403 "), transport.data
+    assert b'"session_taken"' in transport.data
     protocol.connection_lost(None)
 
 
