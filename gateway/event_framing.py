@@ -43,6 +43,9 @@ class EventFraming(Protocol):
     def log(self, epoch: str, first: int, entries: list[bytes]) -> bytes:
         """See `gateway.framing.Framing`."""
 
+    def caught_up(self) -> bytes:
+        """See `gateway.framing.Framing`."""
+
     def welcome(self, payload: bytes, cursor: str, retry_ms: int) -> bytes:
         """The ``connection_ack``.
 
@@ -87,6 +90,9 @@ class Native:
             for seq, entry in enumerate(entries, first)
         ]
         return _written(b"".join(events), chunked=self._chunked)
+
+    def caught_up(self) -> bytes:
+        return b""
 
     def welcome(self, payload: bytes, cursor: str, retry_ms: int) -> bytes:
         event = b"retry: %d\nid: %b\ndata: %b\n\n" % (retry_ms, cursor.encode(), payload)
@@ -138,6 +144,9 @@ class Encoded:
         ]
         self._told = first + len(entries) - 1
         return _written(b"".join(events), chunked=self._chunked)
+
+    def caught_up(self) -> bytes:
+        return _written(self._encoder.caught_up(), chunked=self._chunked)
 
     def welcome(self, payload: bytes, _cursor: str, _retry_ms: int) -> bytes:
         # A comment in any case: a client shall see that it was let in before the agent says something.

@@ -8,7 +8,7 @@ client is judged by the client's own position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -18,8 +18,9 @@ from starlette.requests import Request
 from backplane.errors import InvalidCursor, NotYours
 from backplane.position import Position, parse_cursor
 from backplane.session_log import Resumed, SessionLog
-from backplane.tasks import Tasks
+from backplane.tasks import Tasks, send_name
 from gateway.chat import ChatBody, invalid_field
+from gateway.encoders import fields
 from gateway.encoders.ag_ui import AgUiEncoder
 from gateway.encoders.ai_sdk import AiSdkEncoder
 from gateway.encoders.encoder import Encoder
@@ -32,10 +33,12 @@ from gateway.identity import Identity, check_scope, valid_id
 from gateway.opening import read_have
 from gateway.send_endpoint import context_of
 from gateway.sender import Sender
+from gateway.tasks import TaskDesk
 from gateway.text_stream import Have
 
 Headers = tuple[tuple[str, str], ...]
 
+_TOO_LATE = frozenset({"input_expired", "input_not_wanted"})
 _NOTHING: Mapping[str, Have] = MappingProxyType({})
 
 
@@ -63,10 +66,11 @@ class Start(NamedTuple):
 class EventStart:
     """Finds out where streams begin."""
 
-    def __init__(self, session_log: SessionLog, tasks: Tasks, sender: Sender) -> None:
+    def __init__(self, session_log: SessionLog, tasks: Tasks, sender: Sender, desk: TaskDesk) -> None:
         self._session_log = session_log
         self._tasks = tasks
         self._sender = sender
+        self._desk = desk
 
     async def find(
         self, request: Request, asked: EventRequest, identity: Identity, body: bytes | None
@@ -97,7 +101,7 @@ class EventStart:
     async def _post(self, request: Request, asked: EventRequest, identity: Identity, body: bytes) -> Start:
         posted = _read(read_ag_ui if asked.format == "ag-ui" else read_ai_sdk, body)
         if posted.answers:
-            raise ClientError(422, "invalid_field", "answers to what an agent asked cannot be sent yet")
+            return await self._answer(asked, identity, posted)
         check_scope(identity.grant, "chat")
         if identity.agent_id is None:
             raise ClientError(400, "missing_id", "X-Agent-ID or agent_id is needed")
@@ -108,26 +112,41 @@ class EventStart:
             raise invalid_field(error) from None
         accepted = await self._sender.send(identity, context_of(request, identity.agent_id), chat)
         task_id = accepted.answer["task_id"]
-
-        def encoder(_resume: EventId | None) -> Encoder:
-            if asked.format == "ai-sdk":
-                return _ai_sdk(asked, task_id, None)
-            return AgUiEncoder(
-                posted.thread_id,
-                task_id=task_id,
-                run_id=posted.run_id,
-                messages=posted.messages,
-                protocol_version=posted.protocol_version,
-            )
-
-        start = _of_task(asked, task_id, accepted.answer["cursor"], None, encoder)
+        start = _of_task(asked, task_id, accepted.answer["cursor"], None, _posted(asked, posted, task_id))
         return start._replace(headers=(*start.headers, *accepted.headers))
+
+    async def _answer(self, asked: EventRequest, identity: Identity, posted: Inbound) -> Start:
+        """Pass on what the user says to what an agent asked; the stream is the rest of its task's."""
+        task_id = posted.answers[0].task_id
+        await self._check_nothing_new(identity, posted, task_id)
+        given_up = []
+        for answer in posted.answers:
+            value = msgspec.Raw(fields.to_json(answer.value))
+            try:
+                await self._desk.answer(identity.grant, asked.stated, task_id, answer.input_id, value)
+            except ClientError as error:
+                # A client has to say something to every question before it may go on, also to one whose time
+                # is over or that another device has answered.
+                if not answer.given_up or error.error_code not in _TOO_LATE:
+                    raise
+                given_up.append(answer.input_id)
+        cursor = await self._before(identity, task_id)
+        return _of_task(asked, task_id, cursor, None, _posted(asked, posted, task_id, given_up))
+
+    async def _check_nothing_new(self, identity: Identity, posted: Inbound, task_id: str) -> None:
+        """Refuse a message that comes with an answer: to leave it out in silence would lose it."""
+        if posted.client_message_id is None:
+            return
+        name = send_name("message", identity.session_id, posted.client_message_id)
+        if await self._tasks.named(identity.tenant_id, name) != task_id:
+            detail = "a message cannot be sent with an answer; send the answer first, without it"
+            raise ClientError(422, "invalid_field", detail)
 
     # GET
 
     async def _ag_ui(self, asked: EventRequest, identity: Identity) -> Start:
         def encoder(resume: EventId | None) -> Encoder:
-            return AgUiEncoder(identity.session_id, task_id=asked.task_id, resume=resume)
+            return AgUiEncoder(identity.session_id, task_id=asked.task_id, resume=resume, replays=True)
 
         if asked.task_id is None:
             return _encoded(asked, encoder, marks=True)
@@ -149,7 +168,12 @@ class EventStart:
         elif task_id not in begun:
             cursor = await self._before(identity, task_id)
         of_task = task_id
-        return _of_task(asked, of_task, cursor, asked.last, lambda resume: _ai_sdk(asked, of_task, resume))
+
+        def encoder(resume: EventId | None) -> Encoder:
+            known = _knows_reset_step(asked)
+            return AiSdkEncoder(task_id=of_task, resume=resume, reset_step=known, replays=True)
+
+        return _of_task(asked, of_task, cursor, asked.last, encoder)
 
     async def _before(self, identity: Identity, task_id: str) -> str:
         """The session's cursor before a task."""
@@ -167,8 +191,35 @@ def _native(asked: EventRequest) -> Start:
     return Start(cursor, lambda _resumed: framing, chunks=asked.chunks, has=has)
 
 
-def _ai_sdk(asked: EventRequest, task_id: str, resume: EventId | None) -> Encoder:
-    return AiSdkEncoder(task_id=task_id, resume=resume, reset_step=asked.version.partition(".")[0] == "7")
+def _knows_reset_step(asked: EventRequest) -> bool:
+    return asked.version.partition(".")[0] == "7"
+
+
+def _posted(
+    asked: EventRequest, posted: Inbound, task_id: str, given_up: Collection[str] = ()
+) -> Callable[[EventId | None], Encoder]:
+    """Makes the encoder of a response to what was posted."""
+
+    def encoder(_resume: EventId | None) -> Encoder:
+        if asked.format == "ai-sdk":
+            return AiSdkEncoder(
+                task_id=task_id,
+                reset_step=_knows_reset_step(asked),
+                message=posted.messages[0] if posted.messages else None,
+                replays=True,
+                given_up=given_up,
+            )
+        return AgUiEncoder(
+            posted.thread_id,
+            task_id=task_id,
+            run_id=posted.run_id,
+            messages=posted.messages,
+            protocol_version=posted.protocol_version,
+            replays=True,
+            given_up=given_up,
+        )
+
+    return encoder
 
 
 def _of_task(

@@ -31,10 +31,16 @@ class Framing(Protocol):
             entries: as they stand in the log.
         """
 
+    def caught_up(self) -> bytes:
+        """All that was said before the client came was written; what follows is live."""
+
 
 class _SocketFraming:
     message = staticmethod(encode_text)
     log = staticmethod(log_frames)
+
+    def caught_up(self) -> bytes:
+        return b""
 
 
 SOCKET_FRAMING: Framing = _SocketFraming()

@@ -238,6 +238,8 @@ class Hub:
     def _deliver(self, feed: Feed, batch: Batch) -> None:
         for group in feed.catching:
             group.keep(batch)
+        if feed.streams:
+            self.streams.before_log(feed)
         made: dict[Framing, bytes] = {}
         before, last = batch.first - 1, batch.last
         lost: list[Subscriber] = []
@@ -354,6 +356,7 @@ class Hub:
                 group.send(Batch(group.position.epoch, group.position.seq + 1, merged))
         feed.catching.remove(group)
         feed.sockets += group.sockets
+        joined = [socket for socket in group.sockets if not socket.behind]
         for socket in group.sockets:
             if socket.behind and socket.writable:  # it has read in the meantime
                 self._catch_up(feed, [socket])
@@ -361,6 +364,7 @@ class Hub:
         self._unmarked.add(feed)
         if feed.streams:
             self.streams.go_on(feed)
+        self.streams.caught_up(feed, joined)
         return True
 
     def _restart(self, sockets: Iterable[Subscriber], reason: str) -> None:

@@ -160,7 +160,7 @@ class Pod:
             opening, self.sockets, self.admission, self.origins, self.conversation, self.log
         )
         self.event_streams = EventsEndpoint(
-            self.sockets, opening, EventStart(self.session_log, tasks, self.sender)
+            self.sockets, opening, EventStart(self.session_log, tasks, self.sender, self.desk)
         )
         self.presence = Presence(
             self.commands,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
@@ -71,6 +71,26 @@ class Streams:
     def go_on(self, feed: Feed) -> None:
         """Some of the sockets can take more, or have caught up with the log."""
         lacking = [stream for stream in feed.streams.values() if self._flush(feed, stream)]
+        if lacking:
+            self._load(feed)
+
+    def caught_up(self, feed: Feed, sockets: Iterable[Subscriber]) -> None:
+        """Tell sockets that have all of the log so, unless what was said is still being read for them."""
+        if feed.loading is not None:
+            return
+        for socket in list(sockets):
+            if socket.wants_chunks and not socket.behind and socket not in feed.has:
+                told = socket.framing.caught_up()
+                if told:
+                    socket.write(told)
+
+    def before_log(self, feed: Feed) -> None:
+        """Something of the log is about to be sent: what was said before goes first."""
+        lacking = False
+        for stream in feed.streams.values():
+            if stream.due:
+                stream.due = False
+                lacking |= self._flush(feed, stream)
         if lacking:
             self._load(feed)
 
@@ -225,6 +245,8 @@ class Streams:
         lacking = [task for task, stream in feed.streams.items() if self._flush(feed, stream)]
         if loading.lacks(feed.streams) or not loading.taken.isdisjoint(lacking):
             self._load(feed)
+        else:
+            self.caught_up(feed, feed.sockets)
 
     def _take(self, feed: Feed, one: Spoken, *, older: bool) -> None:
         """Hold the whole of an answer.

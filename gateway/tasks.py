@@ -114,11 +114,14 @@ class TaskDesk:
             raise session_taken() from None
         except InputExpired:
             raise ClientError(409, "input_expired", "the agent does not wait for this any more") from None
+        told = {"success": True, "task_id": task_id, "input_id": input_id}
+        if due is None and found.fields.get("input_answer") == f"{input_id} {fingerprint}":
+            return told  # again, after the task has ended
         if due is None:
             detail = "the task does not wait for this input, or it was answered already"
             raise ClientError(409, "input_not_wanted", detail)
         await self._pass_on(found.callback_list, identity, due, input_id, value)
-        return {"success": True, "task_id": task_id, "input_id": input_id}
+        return told
 
     async def _pass_on(
         self, callback_list: str, identity: Identity, due: Due, input_id: str, value: msgspec.Raw
@@ -133,6 +136,7 @@ class TaskDesk:
         except QueueFull:
             detail = f"too many messages of tier {due.tier} wait for agents; send it again"
             raise ClientError(503, "queue_full", detail, retry_after_s=5) from None
+        # A quick agent may have asked its next question by now; this does not take it back.
         entry = input_entry(due.task_id, due.session_id, identity.tenant_id, due.tier, input_id, now)
         await self._tasks.report(callback_list, entry, now)
 

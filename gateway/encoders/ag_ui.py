@@ -22,13 +22,14 @@ that is replaced becomes an activity ``superseded``: it is no part of the conver
 posted back. A MESSAGES_SNAPSHOT would do it too, but would remove the messages that the server does not know.
 
 **Asking the user.** A run must not wait for its client (spec, basic/patterns): ``input_required`` ends it by
-an interrupt. When the task goes on, a run begins, and its messages go on.
+an interrupt. When the task goes on, a run begins, and its messages go on. The client answers by ``resume`` in
+its next run, which names the interrupt: its id has the task's, so that it is known whose question it was.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from gateway.encoders import fields
@@ -38,6 +39,7 @@ from gateway.encoders.ag_ui_names import posted_task
 from gateway.encoders.base import BaseEncoder, Data
 from gateway.encoders.event_id import EventId
 from gateway.encoders.ledger import PARTS, Call, News, PartName, Task
+from gateway.encoders.questions import question_id
 
 _BEGINS: Final[Mapping[PartName, tuple[str, ...]]] = {
     "text": ("TEXT_MESSAGE_START",),
@@ -68,8 +70,10 @@ class AgUiEncoder(BaseEncoder):
         run_id: what the client calls its run; None for the task's id.
         resume: what the client has, by its ``Last-Event-ID``.
         messages: what the client has, by the messages that it posted; for ``task_id``, without ``resume``.
+            None for a client that posts none.
         protocol_version: as the client posted it. Clients before 1.0 know no cancelled run, and take one for
             a broken stream; they are told of an error.
+        replays, given_up: see `BaseEncoder`.
     """
 
     name = "ag-ui"
@@ -82,11 +86,14 @@ class AgUiEncoder(BaseEncoder):
         task_id: str | None = None,
         run_id: str | None = None,
         resume: EventId | None = None,
-        messages: Iterable[Mapping[str, Any]] = (),
+        messages: Iterable[Mapping[str, Any]] | None = None,
         protocol_version: str | None = None,
+        replays: bool = False,
+        given_up: Collection[str] = (),
     ) -> None:
-        super().__init__(task_id, resume, here=False)
-        if resume is None and task_id is not None and (task := posted_task(messages, task_id)):
+        super().__init__(task_id, resume, here=False, replays=replays, given_up=given_up)
+        self._posts = messages is not None
+        if task_id is not None and messages is not None and (task := posted_task(messages, task_id)):
             self._ledger.tasks[task_id] = task
         self._thread_id = thread_id
         self._run_id = run_id
@@ -114,6 +121,9 @@ class AgUiEncoder(BaseEncoder):
         task.waiting = None
         if self._run is None:
             self._begin_run(task, question)
+        if task.torn:
+            self._withdraw(task, task.torn)
+            task.torn = ()
         return task
 
     def _begin_run(self, task: Task, question: Data | None) -> None:
@@ -212,15 +222,14 @@ class AgUiEncoder(BaseEncoder):
             code = fields.text(data.get("error_code")) or status
             self._end_run("RUN_ERROR", message=message, code=code, rawEvent=data)
 
-    def _input_required(self, task_id: str, data: Data) -> None:
-        task = self._begin(task_id)
-        if task is None:
-            return
-        task.waiting = data
+    def _ask(self, tasks: list[Task]) -> None:
         if self._works():
-            self._custom("input_required", data)
-        else:
-            self._end_run("RUN_FINISHED")
+            for task in tasks:
+                self._custom("input_required", task.waiting)
+            return
+        if self._run is None:
+            self._begin_run(tasks[0], None)
+        self._end_run("RUN_FINISHED")
 
     def _progress(self, task: Task, update: Data) -> None:
         if any(value is not None for name, value in update.items() if name != "task_id"):
@@ -261,8 +270,12 @@ class AgUiEncoder(BaseEncoder):
         ids = []
         for name in names:
             self._end_block(task, name)
-            # The last first: should the connection break, what is left is a beginning.
-            ids += [_message_id(task, name, block) for block in reversed(range(task.part(name).blocks))]
+            blocks = range(task.part(name).blocks)
+            # Should the connection break: a client that gives the last id keeps a beginning. Of one that
+            # posts what it has, what is left shows by its number that it does not count, and that none of
+            # these ids may be used again; activities are not posted.
+            order = blocks if self._posts else reversed(blocks)
+            ids += [_message_id(task, name, block) for block in order]
         content = {"task_id": task.id, "attempt": task.attempt}
         for message_id in ids:
             if message_id == ids[-1]:
@@ -349,10 +362,8 @@ class AgUiEncoder(BaseEncoder):
 def _interrupt(task: Task) -> dict[str, object]:
     """What a task waits for. Source: https://docs.ag-ui.com/spec/1.0, InterruptSchema."""
     asked = task.waiting or {}
-    found: dict[str, object] = {
-        "id": fields.text(asked.get("input_id")) or f"{task.id}/input",
-        "reason": "input_required",
-    }
+    asked_id = question_id(task.id, fields.text(asked.get("input_id")))
+    found: dict[str, object] = {"id": asked_id, "reason": "input_required"}
     if prompt := fields.text(asked.get("prompt")):
         found["message"] = prompt
     if isinstance(schema := asked.get("schema"), Mapping):

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from gateway.encoders import fields
 from gateway.encoders.event_id import MAX_BLOCKS, MAX_NUMBER, Have, Part
-from gateway.encoders.ledger import FINAL, MAX_CALLS, Call, PartName, Task, attempt_name
+from gateway.encoders.ledger import FINAL, MAX_CALLS, PARTS, Call, PartName, Task, attempt_name
 
 _MESSAGE_ID = re.compile(
     r"([A-Za-z0-9._~-]{1,128})/([0-9]{1,10}|final)/(text|reasoning)/([0-9]{1,4})", re.ASCII
@@ -41,7 +41,8 @@ class _Block(NamedTuple):
 def posted_task(messages: Iterable[Mapping[str, Any]], task_id: str) -> Task | None:
     """What the messages that a client posted say that it has of a task; None for nothing.
 
-    Only what stands at their end may still be open: a tool call ends the text before it.
+    Only what stands at their end may still be open: a tool call ends the text before it. A part without its
+    first message was being withdrawn: what is withdrawn becomes an activity, and those are not posted.
     """
     blocks: list[_Block] = []
     calls: dict[str, Call] = {}
@@ -55,11 +56,12 @@ def posted_task(messages: Iterable[Mapping[str, Any]], task_id: str) -> Task | N
     if not blocks and not calls:
         return None
     attempt = max([block.attempt for block in blocks], default=1)
-    text, reasoning = (
-        _part([block for block in blocks if block.attempt == attempt and block.name == name], last)
-        for name in ("text", "reasoning")
-    )
-    task = Task(task_id, Have(attempt, text, reasoning))
+    blocks.sort(key=lambda block: block.number)
+    own = {
+        name: [block for block in blocks if block.attempt == attempt and block.name == name] for name in PARTS
+    }
+    task = Task(task_id, Have(attempt, _part(own["text"], last), _part(own["reasoning"], last)))
+    task.torn = tuple(name for name in PARTS if own[name] and own[name][0].number)
     task.calls = calls
     return task
 
@@ -75,7 +77,6 @@ def _block(message: Mapping[str, Any], task_id: str) -> _Block | None:
 def _part(blocks: list[_Block], last: _Block | None) -> Part:
     if not blocks:
         return Part()
-    blocks.sort(key=lambda block: block.number)
     text = "".join([block.content for block in blocks])
     check = crc32(text.encode("utf-8", "surrogatepass"))
     count = min(blocks[-1].number + 1, MAX_BLOCKS)

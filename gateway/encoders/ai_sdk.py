@@ -24,19 +24,30 @@ were tool calls, which it would remove too. `ai` 6 takes a chunk that it does no
 **Tool calls** are ``dynamic``, because the client has no types for them, and ``providerExecuted``, because it
 is not to make them. An output comes again if it is told again; arguments that are told only after the output
 are left out, because they would take the output away.
+
+**Asking the user.** A question is a call of a tool that the client has to make (not ``providerExecuted``),
+and the response ends with it, as the client wants it: it posts the message, with the user's answer as the
+call's output, when it is complete. What follows goes on in that message, in a step of its own, without which
+the client would take the answered call for one that it has to post again. A question that was answered
+meanwhile is only shown, by a part ``data-input-required``: the log does not have its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gateway.encoders import fields, sse
+from gateway.encoders.ai_sdk_parts import posted_task
 from gateway.encoders.base import BaseEncoder, Data
 from gateway.encoders.event_id import EventId
 from gateway.encoders.ledger import PARTS, Call, News, PartName, Task, attempt_name
+from gateway.encoders.questions import question_id
 
 MAX_SOURCES = 100
+QUESTION = "input_required"
+"""The tool whose output is the user's answer."""
+
 _FORMAT_HEADER = ("x-vercel-ai-ui-message-stream", "v1")
 _WEB = ("http://", "https://")
 
@@ -48,6 +59,8 @@ class AiSdkEncoder(BaseEncoder):
         task_id: the task; None for the first that something comes of.
         resume: what the client has, by its ``Last-Event-ID``; None if it begins anew.
         reset_step: the client is `ai` 7 or newer.
+        message: the answer so far, as the client posted it; it goes on in the same message.
+        replays, given_up: see `BaseEncoder`.
     """
 
     name = "ai-sdk"
@@ -55,12 +68,25 @@ class AiSdkEncoder(BaseEncoder):
     headers: tuple[tuple[str, str], ...] = (_FORMAT_HEADER,)
 
     def __init__(
-        self, *, task_id: str | None = None, resume: EventId | None = None, reset_step: bool = False
+        self,
+        *,
+        task_id: str | None = None,
+        resume: EventId | None = None,
+        reset_step: bool = False,
+        message: Mapping[str, Any] | None = None,
+        replays: bool = False,
+        given_up: Collection[str] = (),
     ) -> None:
         begun = list(resume.have) if resume is not None else []
-        super().__init__(task_id or next(iter(begun), None), resume, here=True)
-        self._ledger.forget_all_but({self._only} if self._only is not None else set())
-        self._reset_step = reset_step
+        only = task_id or next(iter(begun), None)
+        super().__init__(only, resume, here=True, replays=replays, given_up=given_up)
+        self._ledger.forget_all_but({only} if only is not None else set())
+        self._started = only in self._ledger.tasks
+        self._goes_on = message is not None
+        if only is not None and message is not None:
+            self._ledger.tasks[only] = posted_task(message, only)
+        self._reset_step = reset_step and message is None
+        self._steps = reset_step or message is not None
         self._ended = False
 
     def finish(self) -> bytes:
@@ -75,12 +101,17 @@ class AiSdkEncoder(BaseEncoder):
     def _begin(self, task_id: str, *, ends: bool = False) -> Task | None:
         if self._only is None:
             self._only = task_id
-        begun = task_id in self._ledger.tasks
         task = self._ledger.task(task_id, ends=ends)
-        if task is not None and not begun:
+        if task is None:
+            return None
+        if not self._started:
+            self._started = True
             self._write("start", messageId=task_id, messageMetadata={"task_id": task_id})
-            if self._reset_step:
+            if self._steps:
                 self._write("start-step")
+        if task.waiting is not None:  # it was answered, or the agent goes on without
+            self._told_question(task)
+            task.waiting = None
         return task
 
     def _end(self, task: Task) -> None:
@@ -102,7 +133,7 @@ class AiSdkEncoder(BaseEncoder):
         sources = data.get("sources")
         for number, source in enumerate(sources[:MAX_SOURCES] if isinstance(sources, list) else []):
             self._source(f"{task_id}/source/{number}", source)
-        if self._reset_step:
+        if self._steps:
             self._write("finish-step")
         metadata = {name: value for name, value in data.items() if name != "response"}
         self._end(task)
@@ -122,16 +153,26 @@ class AiSdkEncoder(BaseEncoder):
         else:  # the client reads nothing after an error
             self._write("error", errorText=text)
 
-    def _input_required(self, task_id: str, data: Data) -> None:
-        task = self._begin(task_id)
-        if task is None:
-            return
-        task.waiting = data
-        part_id = fields.text(data.get("input_id")) or task_id
-        self._write("data-input-required", id=part_id, data=data)
+    def _ask(self, tasks: list[Task]) -> None:
+        [task] = tasks
+        asked = task.waiting or {}
+        call_id = question_id(task.id, fields.text(asked.get("input_id")))
+        told = {name: asked.get(name) for name in ("prompt", "schema", "expires_at")}
+        self._end_blocks(task)
+        about = {"toolCallId": call_id, "toolName": QUESTION, "dynamic": True}
+        self._write("tool-input-available", **about, input=told)
+        if self._steps:
+            self._write("finish-step")
+        self.done = self._ended = True
+        metadata = {"task_id": task.id, "attempt": task.attempt}
+        self._write("finish", finishReason="tool-calls", messageMetadata=metadata)
+
+    def _told_question(self, task: Task) -> None:
+        asked = task.waiting or {}
+        part_id = fields.text(asked.get("input_id")) or task.id
+        self._write("data-input-required", id=part_id, data=asked)
 
     def _progress(self, task: Task, update: Data) -> None:
-        task.waiting = None
         if any(value is not None for name, value in update.items() if name != "task_id"):
             self._write("data-task-update", id=task.id, data=update)  # replaces the one of this id
 

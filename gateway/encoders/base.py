@@ -10,7 +10,7 @@ that was not streamed is an attempt of its own, so that nothing that was withdra
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from backplane.errors import InvalidCursor
 from backplane.position import parse_cursor
 from gateway.encoders import fields
 from gateway.encoders.event_id import EventId
-from gateway.encoders.ledger import FINAL, PARTS, Ledger, News, PartName, Task, is_waiting
+from gateway.encoders.ledger import FINAL, PARTS, Ledger, News, PartName, Task
 
 Data = Mapping[str, Any]
 
@@ -30,15 +30,28 @@ class BaseEncoder(ABC):
         task_id: the one task that the stream is about; None for all of the session.
         resume: what the client has; None for nothing.
         here: whether blocks that the client has open go on without being opened again.
+        replays: it is first told what was said before it came, up to `caught_up`: of a question among that it
+            is not known yet whether it has been answered.
+        given_up: ids of questions to which the client has no answer.
     """
 
     name: ClassVar[str]
     media_type: ClassVar[str]
     headers: tuple[tuple[str, str], ...] = ()
 
-    def __init__(self, task_id: str | None, resume: EventId | None, *, here: bool) -> None:
+    def __init__(
+        self,
+        task_id: str | None,
+        resume: EventId | None,
+        *,
+        here: bool,
+        replays: bool = False,
+        given_up: Collection[str] = (),
+    ) -> None:
         self.done = False
         self._only = task_id
+        self._replays = replays
+        self._given_up = given_up
         self._ledger = Ledger(resume, here=here)
         self._of_tasks = {
             "agent_chunk": self._chunk,
@@ -65,6 +78,16 @@ class BaseEncoder(ABC):
             self._ledger.remember(message)
         return self._ledger.end()
 
+    def caught_up(self) -> bytes:
+        """See `gateway.encoders.encoder.Encoder`."""
+        if self.done or not self._replays:
+            return b""
+        self._replays = False
+        self._ledger.begin(None)
+        if waiting := [task for task in self._ledger.tasks.values() if task.waiting is not None]:
+            self._ask(waiting)
+        return self._ledger.end()
+
     def _read(self, message: Mapping[str, Any]) -> None:
         kind, data, task_id = fields.text(message.get("type")), fields.mapping(message.get("data")), None
         if kind in self._of_tasks or (kind == "error" and isinstance(data.get("status"), str)):
@@ -81,9 +104,18 @@ class BaseEncoder(ABC):
         name, delta = data.get("part", "text"), data.get("delta")
         if name not in PARTS or not isinstance(delta, str):
             return
+        known, asked = self._ledger.tasks.get(task_id), None
+        # Of before what the agent asked: the log and what was said come each in its order, until all is told.
+        if known is not None and (self._replays or data.get("snapshot") is True):
+            asked, known.waiting = known.waiting, None
         task = self._begin(task_id)
         if task is None:
             return
+        self._grow(task, name, delta, data)
+        if asked is not None:
+            self._wait(task, asked)
+
+    def _grow(self, task: Task, name: PartName, delta: str, data: Data) -> None:
         attempt = fields.whole(data.get("attempt"), task.attempt)
         if attempt < task.attempt:
             return
@@ -142,6 +174,16 @@ class BaseEncoder(ABC):
             self._say(task, "text", task.text.lacks(response, 0))
         self._end_block(task, "text")
 
+    def _input_required(self, task_id: str, data: Data) -> None:
+        task = self._begin(task_id)
+        if task is not None and fields.text(data.get("input_id")) not in self._given_up:
+            self._wait(task, data)
+
+    def _wait(self, task: Task, asked: Data) -> None:
+        task.waiting = asked
+        if not self._replays:
+            self._ask([task])
+
     def _greeted(self, data: Data) -> None:
         cursor = fields.text(data.get("cursor"))
         resume = fields.mapping(data.get("resume"))
@@ -158,7 +200,7 @@ class BaseEncoder(ABC):
 
     def _task_update(self, task_id: str, data: Data) -> None:
         task = self._ledger.tasks.get(task_id)
-        if task is not None and task.waiting is not None and is_waiting(data):
+        if task is not None and task.still_waits(data):
             return
         task = self._begin(task_id)
         if task is None:
@@ -211,7 +253,8 @@ class BaseEncoder(ABC):
     def _user_message(self, task_id: str, data: Data) -> None: ...
 
     @abstractmethod
-    def _input_required(self, task_id: str, data: Data) -> None: ...
+    def _ask(self, tasks: list[Task]) -> None:
+        """The client is asked what these tasks wait for."""
 
     @abstractmethod
     def _response(self, task_id: str, data: Data) -> None: ...

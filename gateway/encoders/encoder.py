@@ -33,6 +33,10 @@ class Encoder(Protocol):
         """
         ...
 
+    def caught_up(self) -> bytes:
+        """All that was said before this response began has been encoded: what follows is live."""
+        ...
+
     def finish(self) -> bytes:
         """The end of a response that is closed in an orderly way, in the middle of an answer or after it."""
         ...

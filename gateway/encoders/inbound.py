@@ -16,23 +16,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 
 from gateway.encoders import fields
+from gateway.encoders.ai_sdk_parts import posted_answer
+from gateway.encoders.questions import Answer, read_answer
+
+INSTEAD = "or send it with POST /api/chat/tasks/{task_id}/input"
 
 _MAX_ID = 128
 _MEDIA = frozenset({"image", "audio", "video", "document", "binary", "file"})
 
 _Id = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class Answer(NamedTuple):
-    """What the user says to an ``input_required``.
-
-    Attributes:
-        payload: any JSON; None if ``cancelled``.
-    """
-
-    input_id: str
-    cancelled: bool
-    payload: Any
 
 
 class Inbound(NamedTuple):
@@ -42,8 +34,9 @@ class Inbound(NamedTuple):
         message: the text of the user's last message; empty only if there are ``answers``.
         client_message_id: by which the same message is known when it is posted again; None if it is to be
             answered anew.
-        thread_id, run_id, protocol_version, messages: for `AgUiEncoder`.
-        answers: to what the agent asked.
+        thread_id, run_id, protocol_version: for `AgUiEncoder`.
+        messages: what the client has.
+        answers: to what the agent of one task asked; what was said beside them is not to be sent.
     """
 
     message: str
@@ -91,12 +84,26 @@ def read_ag_ui(body: bytes) -> Inbound:
         raise ValueError("the body is nested too deeply") from None
     about = (posted.thread_id, posted.run_id, posted.protocol_version, posted.messages)
     if posted.resume:
-        answers = [Answer(e.interrupt_id, e.status == "cancelled", e.payload) for e in posted.resume]
-        return Inbound("", None, *about, tuple(answers))
+        # The question that the agent asks back about is still the last message if nothing was said since.
+        last = posted.messages[-1] if posted.messages else {}
+        known_by = _message_id(last) if last.get("role") == "user" else None
+        return Inbound("", known_by, *about, _answers(posted.resume))
     asked = [message for message in posted.messages if message.get("role") == "user"]
     if not asked:
         raise ValueError("messages has none whose role is user")
     return Inbound(_text(asked[-1].get("content")), _message_id(asked[-1]), *about)
+
+
+def _answers(resume: list[_Resume]) -> tuple[Answer, ...]:
+    found = []
+    for one in resume:
+        answer = read_answer(one.interrupt_id, one.payload, given_up=one.status == "cancelled")
+        if answer is None:
+            raise ValueError("an interruptId of resume is none that was asked here")
+        found.append(answer)
+    if len({answer.task_id for answer in found}) > 1:
+        raise ValueError(f"resume has answers to several tasks; {INSTEAD} for each of them")
+    return tuple(found)
 
 
 def read_ai_sdk(body: bytes) -> Inbound:
@@ -105,15 +112,21 @@ def read_ai_sdk(body: bytes) -> Inbound:
     A message that is to be answered again comes without an id, because its first answer is known by it.
 
     Raises:
-        ValueError: it is something else, or its last message is none of the user that can be sent.
+        ValueError: it is something else, or its last message is none of the user that can be sent, and has no
+            answer of his.
     """
     try:
         posted = _decode_ai_sdk(body)
     except RecursionError:
         raise ValueError("the body is nested too deeply") from None
     last = posted.message or (posted.messages[-1] if posted.messages else {})
+    if last.get("role") == "assistant":
+        answer = posted_answer(last)
+        if answer is None:
+            raise ValueError(f"the last of messages has no answer to what the agent asked; {INSTEAD}")
+        return Inbound("", None, messages=[last], answers=(answer,))
     if last.get("role") != "user":
-        raise ValueError("the last of messages must be one whose role is user")
+        raise ValueError("the last of messages must be one whose role is user, or that has the user's answer")
     again = posted.trigger == "regenerate-message"
     return Inbound(_text(last.get("parts")), None if again else _message_id(last))
 

@@ -146,10 +146,11 @@ class Task:
         since: see `Have`.
         calls: by call id.
         step: the step that is open over this connection.
+        torn: parts that were about to be withdrawn when the connection broke.
         waiting: the ``input_required`` on which it waits.
     """
 
-    __slots__ = ("attempt", "calls", "id", "reasoning", "since", "step", "text", "waiting")
+    __slots__ = ("attempt", "calls", "id", "reasoning", "since", "step", "text", "torn", "waiting")
 
     def __init__(self, task_id: str, have: Have | None = None, *, here: bool = False) -> None:
         have = have or Have()
@@ -160,7 +161,16 @@ class Task:
         self.since = have.since
         self.calls: dict[str, Call] = {}
         self.step = ""
+        self.torn: tuple[PartName, ...] = ()
         self.waiting: Mapping[str, Any] | None = None
+
+    def still_waits(self, update: Mapping[str, Any]) -> bool:
+        """Whether it goes on waiting for the same answer, whatever a ``task_update`` says."""
+        if self.waiting is None:
+            return False
+        if update.get("step") == "input_received":  # perhaps what was asked before: a quick agent asks again
+            return update.get("input_id") not in (None, self.waiting.get("input_id"))
+        return update.get("status") == "input_required"
 
     @property
     def have(self) -> Have:
@@ -306,15 +316,10 @@ class Ledger:
         data = fields.mapping(message.get("data"))
         if message.get("type") == "input_required":
             task.waiting = data
-        elif message.get("type") == "task_update" and not is_waiting(data):
+        elif message.get("type") == "task_update" and not task.still_waits(data):
             task.waiting = None
         if message.get("type") == "task_update" and (report := fields.tool_report(data)):
             task.note(report)
-
-
-def is_waiting(update: Mapping[str, Any]) -> bool:
-    """Whether a ``task_update`` only repeats that the agent waits for an answer."""
-    return update.get("status") == "input_required"
 
 
 def _position(text: str) -> Position | None:

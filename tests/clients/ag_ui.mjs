@@ -4,7 +4,7 @@
 //   node ag_ui.mjs URL --get          GET by an overridden requestInit; after a break with Last-Event-ID
 //
 //   --session ID   the thread (s-1)    --last-event-id ID   of an earlier connection    --most N   connections (5)
-//   --headers JSON   of every request
+//   --headers JSON   of every request   --answer JSON   to whatever the agent asks
 
 import { HttpAgent } from "@ag-ui/client";
 import { options, watching } from "./watch.mjs";
@@ -48,10 +48,13 @@ agent.subscribe({
 });
 
 const breaks = [];
+let resume;
 for (let left = Number(given.most ?? 5); left > 0; left -= 1) {
   try {
-    await agent.runAgent();
-    break;
+    await agent.runAgent(resume && { resume });
+    if (given.answer === undefined || agent.pendingInterrupts.length === 0) break;
+    const payload = JSON.parse(given.answer);
+    resume = agent.pendingInterrupts.map(({ id }) => ({ interruptId: id, status: "resolved", payload }));
   } catch (error) {
     breaks.push({ error: String(error), had: text(), lastEventId: seen.lastEventId });
   }

@@ -6,14 +6,16 @@
 //
 //   --continue     resume with Last-Event-ID instead of from the beginning    --version 6   of `ai`, else 7
 //   --session ID   the chat (s-1)      --last-event-id ID   of an earlier connection   --most N   connections (5)
-//   --headers JSON   of every request
+//   --headers JSON   of every request   --answer JSON   to whatever the agent asks
 
 import { options, watching } from "./watch.mjs";
 
 const [, , url, ...rest] = process.argv;
 const given = options(rest);
 const six = given.version === "6";
-const { DefaultChatTransport, readUIMessageStream } = await import(six ? "ai-6" : "ai");
+const { DefaultChatTransport, lastAssistantMessageIsCompleteWithToolCalls, readUIMessageStream } = await import(
+  six ? "ai-6" : "ai"
+);
 const { Chat } = await import(six ? "ai-react-6" : "@ai-sdk/react");
 
 const { fetch, seen } = watching({ lastEventId: given["last-event-id"] ?? null, networkError: true });
@@ -57,13 +59,17 @@ console.log(
 );
 
 async function chat() {
+  let over = () => {};
   const held = new Chat({
     id,
     transport,
+    sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithToolCalls,
     onError: (error) => told.errors.push(String(error)),
     onData: (part) => part.transient && told.aside.push(part.type),
-    onFinish: ({ isDisconnect, isError, finishReason }) =>
-      told.finished.push({ isDisconnect, isError, finishReason: finishReason ?? null }),
+    onFinish: ({ isDisconnect, isError, finishReason }) => {
+      told.finished.push({ isDisconnect, isError, finishReason: finishReason ?? null });
+      over();
+    },
   });
   const own = () => held.messages.filter((message) => message.role === "assistant");
   const texts = () => own().flatMap((m) => m.parts.filter((part) => part.type === "text").map((part) => part.text));
@@ -72,6 +78,14 @@ async function chat() {
     told.statuses.push(held.status);
     breaks.push({ error: String(held.error), had: texts(), lastEventId: seen.lastEventId });
     await held.resumeStream();
+  }
+  const asked = () =>
+    held.lastMessage?.parts.find((part) => part.toolName === "input_required" && part.state === "input-available");
+  while (given.answer !== undefined && asked()) {
+    const { toolCallId } = asked();
+    const finished = new Promise((resolve) => (over = resolve));
+    await held.addToolOutput({ tool: "input_required", toolCallId, output: JSON.parse(given.answer) });
+    await finished;
   }
   told.statuses.push(held.status);
   told.messages = own().map(({ id, metadata }) => ({ id, metadata }));

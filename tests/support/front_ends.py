@@ -229,10 +229,29 @@ class AiSdkClient:
         self._replays = replays
         self._responses = self._starts = 0
 
-    def connect(self) -> None:
-        """A new response of the same answer."""
+    def connect(self, *, posted: bool = False) -> None:
+        """A new response of the same answer.
+
+        Args:
+            posted: to the message itself, which goes on.
+        """
         self._responses += 1
-        self._starts = 0
+        self._starts = int(posted)
+        self._active = {} if posted else self._active
+        if posted:
+            self.ended.clear()
+            self.complete = False
+
+    def asked(self) -> JSON | None:
+        """The tool call that waits for the user, if there is one in the last step."""
+        steps = [place for place, part in enumerate(self.parts) if part["type"] == "step-start"]
+        last = self.parts[steps[-1] if steps else 0 :]
+        own = [part for part in last if part["type"] == "dynamic-tool" and not part["providerExecuted"]]
+        return own[-1] if own else None
+
+    def posted(self) -> JSON:
+        """The message as it is posted back."""
+        return {"id": self.message_id, "role": "assistant", "metadata": self.metadata, "parts": self.parts}
 
     def take(self, event: ServerEvent) -> None:
         """One event of the response."""
@@ -299,12 +318,13 @@ class AiSdkClient:
         return next((part for part in self.of_kind("dynamic-tool") if part["toolCallId"] == call_id), None)
 
     def _input(self, said: JSON, state: str) -> None:
-        assert said["dynamic"] is said["providerExecuted"] is True
+        assert said["dynamic"] is True
         part = self._call(said["toolCallId"])
         if part is None:
             part = {"type": "dynamic-tool", "toolCallId": said["toolCallId"]}
             self.parts.append(part)
         part.update(toolName=said["toolName"], state=state, input=said.get("input"), output=None, error=None)
+        part["providerExecuted"] = said.get("providerExecuted", part.get("providerExecuted", False))
 
     def _tool_input_start(self, said: JSON) -> None:
         self._input(said, "input-streaming")

@@ -141,8 +141,11 @@ class Story:
                 tasks[said.message["task_id"]] = None
         return list(tasks)
 
-    def connection(self, at: int, cursor: str | None) -> Iterator[tuple[int, Said]]:
-        """What a client is sent that comes after ``at`` messages, each with how many have been said then."""
+    def connection(self, at: int, cursor: str | None) -> Iterator[tuple[int, Said | None]]:
+        """What a client is sent that comes after ``at`` messages, each with how many have been said then.
+
+        None stands where it has caught up.
+        """
         start = parse_cursor(cursor or f"{EPOCH}:0")
         yield at, Said(greeting(str(start), "replayed", self.running(at)), None)
         for said in self.said[:at]:
@@ -151,6 +154,7 @@ class Story:
         for task_id in self.running(at):
             for found in self._snapshots(task_id, at):
                 yield at, Said(found, None)
+        yield at, None
         for number, said in enumerate(self.said[at:], at + 1):
             yield number, said
 

@@ -25,7 +25,7 @@ from backplane.store import Store
 from backplane.task_queue import TaskQueue, What
 from backplane.tasks import ENDED, Due, Duplicate, Found, NewTask, Reserved, Tasks
 from gateway.feed import Feed
-from gateway.framing import SOCKET_FRAMING
+from gateway.framing import SOCKET_FRAMING, Framing
 from gateway.hub import Hub
 from gateway.identity import Identity
 from gateway.listener import Listener, State
@@ -880,7 +880,7 @@ class FakeSocket:
         unsent: something of what it was given has not left the process.
     """
 
-    framing = SOCKET_FRAMING
+    framing: Framing = SOCKET_FRAMING
     envelope = b'"session_id":"s-1","tenant_id":"acme","tenant_tier":"free"'
 
     def __init__(self, hub: Hub, *, wants_chunks: bool = False) -> None:

@@ -30,6 +30,9 @@ class StubEncoder:
         self.done |= message.get("text") == "end"
         return sse.event(b"said", event_id=position) if message.get("type") == "t" else b""
 
+    def caught_up(self) -> bytes:
+        return sse.event(b"caught up")
+
     def finish(self) -> bytes:
         return sse.event(b"the end")
 

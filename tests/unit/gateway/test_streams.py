@@ -15,6 +15,7 @@ from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.position import Batch
 from gateway import streams as streams_module
 from gateway.feed import Feed, Stream
+from gateway.framing import SOCKET_FRAMING
 from gateway.hub import Hub
 from gateway.streams import _TAIL_BYTES
 from gateway.text_stream import Have, Part, PartName, chunk_message
@@ -752,6 +753,47 @@ async def test_the_end_sends_what_is_left(world: World) -> None:
     world.timers.fire()
     world.push(b"-t-1")
     assert len(socket.written) == 3
+
+
+async def test_a_message_of_the_log_does_not_overtake(world: World) -> None:
+    """What was said before it goes first, also what waits to be merged; the timer has nothing left then."""
+    socket = await world.open()
+    world.say("a", "b")
+    world.push(batch_payload(world.log.append()))
+    frames = messages(b"".join(socket.written))
+    assert ["seq" in frame["metadata"] for frame in frames] == [False, False, True]
+    world.timers.fire()
+    assert len(socket.written) == 3
+
+
+class Told:
+    """A framing that shows where it is told that its client has caught up."""
+
+    message = staticmethod(SOCKET_FRAMING.message)
+    log = staticmethod(SOCKET_FRAMING.log)
+
+    def caught_up(self) -> bytes:
+        return SOCKET_FRAMING.message(b'{"type":"caught_up","metadata":{}}')
+
+
+@pytest.mark.parametrize("late", ["log", "text"])
+async def test_when_a_client_has_caught_up(world: World, late: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the log, and what was said so far, whichever of them comes last."""
+    await world.open()
+    world.say("a")
+    for _ in range(4):
+        world.push(batch_payload(world.log.append()))
+    if late == "log":
+        monkeypatch.setattr("tests.unit.gateway.fakes.PAGE_ENTRIES", 1)
+    socket = world.socket()
+    socket.framing = Told()
+    await world.attach(socket)
+    await settle()
+    world.push(batch_payload(world.log.append()))
+    told = [message["type"] for message in messages(b"".join(socket.written))]
+    assert [kind for kind in told if kind != "t"][:2] == ["agent_chunk", "caught_up"]
+    assert told[:4] == ["t"] * 4
+    assert told[-1] == "t"
 
 
 async def test_nothing_is_left_of_who_goes(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from hypothesis import strategies as st
 
@@ -24,6 +24,9 @@ from tests.support.stories import (
 )
 
 JSON = dict[str, Any]
+Asks = Literal["never", "ever", "answered"]
+"""Whether the user is asked, and whether the session is always told next that he has answered."""
+
 TEXTS = st.text("abü🙂\n ", min_size=1, max_size=5)
 
 
@@ -56,9 +59,9 @@ _STAGES: tuple[tuple[str, JSON], ...] = (
 
 
 @st.composite
-def scripts(draw: st.DrawFn, task_id: str, *, asks: bool = False) -> Script:
-    """A task with any attempts, pieces, tool calls and end; with ``asks`` it may ask the user too."""
-    kinds = ["text", "text", "reasoning", "tool", "step", *(["ask"] if asks else [])]
+def scripts(draw: st.DrawFn, task_id: str, *, asks: Asks = "never") -> Script:
+    """A task with any attempts, pieces, tool calls and end; it may ask the user too."""
+    kinds = ["text", "text", "reasoning", "tool", "step", *(["ask"] if asks != "never" else [])]
     script = Script(task_id)
     if draw(st.booleans()):
         script.messages.append(question(task_id, client_message_id=f"m-{task_id}"))
@@ -72,7 +75,10 @@ def scripts(draw: st.DrawFn, task_id: str, *, asks: bool = False) -> Script:
                 script.messages.append(chunk(task_id, piece, len(told[kind]), attempt=attempt, part=kind))
                 told[kind] += piece
             elif kind == "ask":
-                script.messages.append(message("input_required", task_id, input_id=task_id, prompt="Sure?"))
+                asked = f"i-{len(script.messages)}"
+                script.messages.append(message("input_required", task_id, input_id=asked, prompt="Sure?"))
+                if asks == "answered" or draw(st.booleans()):
+                    script.messages.append(update(task_id, step="input_received", input_id=asked))
             elif kind == "step":
                 script.messages.append(
                     update(task_id, step=draw(st.sampled_from(["plan", "act"])), progress=0.5)
@@ -111,7 +117,9 @@ def _end(script: Script, status: str) -> None:
 @st.composite
 def stories(draw: st.DrawFn, most: int = 3, *, asks: bool = True) -> tuple[Story, list[Script]]:
     """Tasks that overlap in any way."""
-    told = [draw(scripts(f"t{n}.~", asks=asks)) for n in range(draw(st.integers(1, most)))]
+    told = [
+        draw(scripts(f"t{n}.~", asks="ever" if asks else "never")) for n in range(draw(st.integers(1, most)))
+    ]
     turns = draw(st.permutations([script.task_id for script in told for _ in script.messages]))
     left = {script.task_id: iter(script.messages) for script in told}
     return Story([next(left[task_id]) for task_id in turns]), told
@@ -169,7 +177,25 @@ def listen(
     return encoder
 
 
+def hear(story: Story, client: Client, encoder: Encoder, at: int, cut: int) -> int:
+    """Let a client hear a story over one connection that breaks after ``cut`` events, or ends by itself.
+
+    Returns:
+        How many messages had been said then.
+    """
+    for now, event in _stream(story, at, None, encoder):
+        at = now
+        if cut == 0:
+            return at
+        client.take(event)
+        cut -= 1
+    for event in server_events(encoder.finish()):
+        client.take(event)
+    return at if encoder.done else len(story)
+
+
 def _stream(story: Story, at: int, cursor: str | None, encoder: Encoder) -> Iterator[tuple[int, ServerEvent]]:
     for now, said in story.connection(at, cursor):
-        for event in server_events(encoder.encode(said.message, said.position)):
+        told = encoder.caught_up() if said is None else encoder.encode(said.message, said.position)
+        for event in server_events(told):
             yield now, event

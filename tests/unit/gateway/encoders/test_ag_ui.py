@@ -382,7 +382,7 @@ def test_question_of_the_agent() -> None:
 
     assert client.interrupts == [
         {
-            "id": "i",
+            "id": "t/input/i",
             "reason": "input_required",
             "message": "Sure?",
             "responseSchema": {"type": "string"},
@@ -404,9 +404,9 @@ def test_question_of_the_agent_while_others_work() -> None:
     resume = parse_event_id(events[names.index("input_required")].event_id or "")
     again = told(encoder(resume=resume), *messages)
 
-    assert json.loads(events[-1].data)["outcome"]["interrupts"][0]["id"] == "i"
+    assert json.loads(events[-1].data)["outcome"]["interrupts"][0]["id"] == "t/input/i"
     assert resume.replay_from == f"{EPOCH}:0"
-    assert again[-1]["outcome"]["interrupts"][0]["id"] == "i"
+    assert again[-1]["outcome"]["interrupts"][0]["id"] == "t/input/i"
 
 
 def test_one_task_that_asks() -> None:
@@ -415,6 +415,56 @@ def test_one_task_that_asks() -> None:
     told(narrow, message("input_required", "t", input_id="i"))
 
     assert narrow.done
+
+
+def test_question_among_what_was_said_before() -> None:
+    """Whether it still stands is known when all is told: it is told last, also to a client that knows it."""
+    asked = message("input_required", "t", input_id="i")
+    open_still, answered = encoder(task_id="t", replays=True), encoder(task_id="t", replays=True)
+    begun = told(open_still, asked, snapshot("t", "a"), chunk("t", "b", 1))
+    ends = [json.loads(event.data) for event in server_events(open_still.caught_up())]
+    told(answered, asked, update("t", step="input_received", input_id="i"), snapshot("t", "a"))
+    known = encoder(resume=parse_event_id(f"{EPOCH}:1!t*1*0.0.00000000*0.0.00000000*1"), replays=True)
+    told(known, asked)
+    again = [json.loads(event.data) for event in server_events(known.caught_up())]
+
+    assert kinds(begun) == ["RUN_STARTED", "TEXT_MESSAGE_START", *["TEXT_MESSAGE_CONTENT"] * 2]
+    assert kinds(ends) == ["TEXT_MESSAGE_END", "RUN_FINISHED"]
+    assert ends[-1]["outcome"]["interrupts"][0]["id"] == "t/input/i"
+    assert open_still.done
+    assert answered.caught_up() == b""
+    assert kinds(again) == ["RUN_STARTED", "RUN_FINISHED"]
+    assert known.caught_up() == b""
+
+
+def test_text_from_before_a_question() -> None:
+    """It is told although the task waits, and the task still does."""
+    session = encoder()
+    told(session, message("input_required", "t", input_id="i"))
+    late = told(session, snapshot("t", "a"))
+
+    assert kinds(late)[::4] == ["RUN_STARTED", "RUN_FINISHED"]
+    assert late[-1]["outcome"]["type"] == "interrupt"
+
+
+def test_question_to_which_there_is_no_answer() -> None:
+    """A client that has given up is not asked again, but by another question."""
+    narrow = encoder(task_id="t", given_up=["i"])
+    told(narrow, message("input_required", "t", input_id="i"))
+    assert not narrow.done
+    told(narrow, message("input_required", "t", input_id="j"), first=2)
+    assert narrow.done
+
+
+def test_withdrawal_that_was_cut_off() -> None:
+    """Of a part whose first message is not posted any more, the rest is withdrawn before all else."""
+    posted = [{"id": "t/1/text/1", "role": "assistant", "content": "aa"}]
+    events = told(encoder(task_id="t", messages=posted), response("t", "aaa"))
+
+    withdrawn = [event["messageId"] for event in events if event["type"] == "ACTIVITY_SNAPSHOT"]
+    assert withdrawn == ["t/1/text/0", "t/1/text/1"]
+    [content] = [event for event in events if event["type"] == "TEXT_MESSAGE_CONTENT"]
+    assert (content["messageId"], content["delta"]) == ("t/final/text/0", "aaa")
 
 
 def test_orderly_end_in_mid_run() -> None:

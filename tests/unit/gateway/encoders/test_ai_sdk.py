@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from gateway.encoders.ai_sdk import MAX_SOURCES, AiSdkEncoder
+from gateway.encoders.ai_sdk_parts import posted_task
 from gateway.encoders.event_id import EventId, parse_event_id
 from tests.support.front_ends import AiSdkClient, server_events
 from tests.support.stories import (
@@ -158,16 +160,106 @@ def test_tool_reports_in_any_order(reports: list[tuple[str, JSON]], part: tuple[
     assert (call["state"], call["input"], call["output"], call["error"]) == part
 
 
-def test_progress_and_questions_of_the_agent() -> None:
-    """Parts of their own: progress replaces the one before it."""
+def test_progress() -> None:
+    """A part of its own, which replaces the one before it."""
     client = AiSdkClient()
-    asked = message("input_required", "t", input_id="i", prompt="Sure?")
-    for event in said(AiSdkEncoder(), update("t", progress=0.1), update("t", progress=0.2), asked):
+    for event in said(AiSdkEncoder(), update("t", progress=0.1), update("t", progress=0.2)):
         client.take(event)
 
-    [progress], [question] = client.of_kind("data-task-update"), client.of_kind("data-input-required")
+    [progress] = client.of_kind("data-task-update")
     assert progress["data"]["progress"] == 0.2
-    assert (question["id"], question["data"]["prompt"]) == ("i", "Sure?")
+
+
+ASKED = message("input_required", "t", input_id="i", prompt="Sure?", schema={"type": "boolean"})
+
+
+@pytest.mark.parametrize("reset_step", [False, True])
+def test_question_of_the_agent(reset_step: bool) -> None:
+    """A tool call for the client, and the end of the response; the rest is a step of the same message."""
+    first, client = AiSdkEncoder(reset_step=reset_step), AiSdkClient()
+    for event in said(first, chunk("t", "a", 0, attempt=2), ASKED, update("t", progress=0.5)):
+        client.take(event)
+    for event in server_events(first.finish()):
+        client.take(event)
+    call = client.asked()
+    assert call is not None
+    assert (call["toolCallId"], call["toolName"]) == ("t/input/i", "input_required")
+    assert call["input"] == {"prompt": "Sure?", "schema": {"type": "boolean"}, "expires_at": None}
+    assert (client.ended, client.complete) == (["finish"], True)
+
+    call.update(state="output-available", output=True)
+    second = AiSdkEncoder(task_id="t", message=client.posted(), reset_step=reset_step, replays=True)
+    client.connect(posted=True)
+    replayed = said(second, ASKED, update("t", step="input_received", input_id="i"))
+    more = said(second, snapshot("t", "ab", attempt=2), response("t", "abc"), first=3)
+    for event in [*replayed, *server_events(second.caught_up()), *more, *server_events(second.finish())]:
+        client.take(event)
+    assert [part["text"] for part in client.of_kind("text")] == ["a", "bc"]
+    assert client.message_id == "t"
+    assert client.asked() is None
+    assert client.complete
+
+
+def test_question_of_the_agent_that_was_replaced_after_it() -> None:
+    """What an earlier step said cannot be removed any more; a part says that it does not count."""
+    first, client = AiSdkEncoder(reset_step=True), AiSdkClient()
+    for event in said(first, chunk("t", "a", 0), ASKED):
+        client.take(event)
+    second = AiSdkEncoder(task_id="t", message=client.posted(), reset_step=True)
+    client.connect(posted=True)
+    for event in said(second, response("t", "b"), first=2):
+        client.take(event)
+
+    assert len(client.of_kind("data-superseded")) == 1
+    assert client.text() == "b"
+
+
+def test_question_among_what_was_said_before() -> None:
+    """Whether it still stands is known when all is told: it is told last, or only shown."""
+    open_still, answered = AiSdkEncoder(replays=True), AiSdkEncoder(replays=True)
+    begun = told(open_still, ASKED, snapshot("t", "a"))
+    asked = [json.loads(event.data) for event in server_events(open_still.caught_up())]
+    shown = told(answered, ASKED, update("t", step="input_received", input_id="i"), snapshot("t", "a"))
+
+    assert kinds(begun) == ["start", "text-start", "text-delta"]
+    assert kinds(asked) == ["text-end", "tool-input-available", "finish"]
+    assert open_still.done
+    assert open_still.caught_up() == b""
+    assert kinds(shown)[:2] == ["start", "data-input-required"]
+    assert answered.caught_up() == b""
+    assert not answered.done
+
+
+def test_question_to_which_there_is_no_answer() -> None:
+    """A client that has given up is not asked again, but by another question."""
+    encoder = AiSdkEncoder(task_id="t", given_up=["i"], replays=True)
+    told(encoder, ASKED)
+
+    assert encoder.caught_up() == b""
+    assert not encoder.done
+    told(encoder, message("input_required", "t", input_id="j"), first=2)
+    assert encoder.done
+
+
+def test_message_that_is_posted_back() -> None:
+    """It says what the client has: of the text what counts, and which calls."""
+    parts = [
+        {"type": "text", "text": "old"},
+        {"type": "data-superseded", "data": {"parts": ["text", 3, "x"]}},
+        {"type": "dynamic-tool", "toolCallId": "t/call/1", "toolName": "search", "state": "output-available"},
+        {"type": "dynamic-tool", "toolCallId": "t/call/2", "toolName": "search", "state": "input-streaming"},
+        {"type": "dynamic-tool", "toolCallId": "u/call/1", "state": "output-error"},
+        {"type": "text", "text": "new"},
+        7,
+    ]
+    task = posted_task({"parts": parts, "metadata": {"attempt": 3}}, "t")
+
+    assert (task.attempt, task.text.chars, task.text.agrees("newer")) == (3, 3, True)
+    assert {name: (call.args, call.ended) for name, call in task.calls.items()} == {
+        "1": (True, True), "2": (False, False),
+    }  # fmt: skip
+    for odd in ({}, {"parts": 3}, {"parts": [{"type": "data-superseded", "data": {"parts": 3}}]}):
+        assert not posted_task(odd, "t").text.chars
 
 
 def test_asides() -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.encoders.inbound import Answer, read_ag_ui, read_ai_sdk
+from gateway.encoders.inbound import read_ag_ui, read_ai_sdk
+from gateway.encoders.questions import Answer
 
 USER = {"id": "m-1", "role": "user", "content": "why?"}
 REPLY = {"id": "t/1/text/0", "role": "assistant", "content": "Because"}
@@ -48,13 +49,26 @@ def test_ag_ui_parts() -> None:
 def test_ag_ui_answers() -> None:
     """A run that continues from an interrupt has answers instead of a message."""
     resume = [
-        {"interruptId": "i", "status": "resolved", "payload": {"ok": True}},
-        {"interruptId": "j", "status": "cancelled"},
+        {"interruptId": "t/input/i", "status": "resolved", "payload": {"ok": True}},
+        {"interruptId": "t/input/j", "status": "cancelled", "payload": 1},
+        {"interruptId": "t/input/k", "status": "resolved"},
     ]
-    found = read_ag_ui(run(USER, resume=resume))
+    found = read_ag_ui(run(USER, REPLY, resume=resume))
 
     assert found[:2] == ("", None)
-    assert found.answers == (Answer("i", False, {"ok": True}), Answer("j", True, None))
+    assert found.answers == (
+        Answer("t", "i", False, {"ok": True}),
+        Answer("t", "j", True, None),
+        Answer("t", "k", False, None),
+    )
+    assert found.messages == [USER, REPLY]
+
+
+def test_ag_ui_answer_beside_a_message() -> None:
+    """The user's message is told, so that one that is new can be refused: only the answers are sent."""
+    found = read_ag_ui(run(USER, resume=[{"interruptId": "t/input/i", "status": "cancelled"}]))
+
+    assert found[:2] == ("", "m-1")
 
 
 @pytest.mark.parametrize(
@@ -74,6 +88,14 @@ def test_ag_ui_answers() -> None:
         (run({**USER, "id": "x" * 129}), "128"),
         (run({**USER, "id": 3}), "128"),
         (run(USER, resume=[{"status": "resolved"}]), "interruptId"),
+        (run(USER, resume=[{"interruptId": "i", "status": "resolved"}]), "none that was asked"),
+        (
+            run(
+                USER,
+                resume=[{"interruptId": f"{task}/input/i", "status": "resolved"} for task in ("t", "u")],
+            ),
+            "POST /api/chat/tasks/{task_id}/input",
+        ),
     ],
 )
 def test_ag_ui_refuses(body: bytes, why: str) -> None:
@@ -102,6 +124,36 @@ def test_ai_sdk_regenerate() -> None:
     assert read_ai_sdk(body)[:2] == ("why?", None)
 
 
+def asked(state: str, call_id: str = "t/input/i", **about: object) -> dict[str, object]:
+    """A question as the client keeps it."""
+    tool = {"type": "dynamic-tool", "toolName": "input_required", "toolCallId": call_id, "input": {}}
+    return {**tool, "state": state, **about}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_ai_sdk_answers(alone: bool) -> None:
+    """The output of the last question of the answer so far; what the agent's own tools said is none."""
+    other = {**asked("output-available", "t/call/1", output=1), "providerExecuted": True}
+    parts = (
+        TEXT,
+        asked("output-available", "t/input/h", output="old"),
+        asked("output-available", output=[1]),
+    )
+    last = said(*parts, other, message_id="t", role="assistant")
+    found = read_ai_sdk(json.dumps({"message": last}).encode() if alone else chat(said(TEXT), last))
+
+    assert found[:2] == ("", None)
+    assert found.answers == (Answer("t", "i", False, [1]),)
+    assert found.messages == [last]
+
+
+def test_ai_sdk_answer_that_is_none() -> None:
+    """An error as output: the user does not answer."""
+    given_up = asked("output-error", output="x", errorText="not now")
+
+    assert read_ai_sdk(chat(said(given_up, role="assistant"))).answers == (Answer("t", "i", True, None),)
+
+
 @pytest.mark.parametrize("message_id", [None, ""])
 def test_message_without_id(message_id: object) -> None:
     """It is sent, and cannot be known again."""
@@ -114,7 +166,11 @@ def test_message_without_id(message_id: object) -> None:
     [
         (b"{", "truncated"),
         (chat(), "role is user"),
-        (chat(said(TEXT), said(TEXT, role="assistant")), "role is user"),
+        (chat(said(TEXT, role="system")), "role is user"),
+        (chat(said(TEXT), said(TEXT, role="assistant")), "POST /api/chat/tasks/{task_id}/input"),
+        (chat(said(asked("input-available"), role="assistant")), "no answer"),
+        (chat(said(asked("output-available", "i", output=1), role="assistant")), "no answer"),
+        (chat({"id": "m", "role": "assistant"}), "no answer"),
         (chat(said()), "no text"),
         (chat({"id": "m", "role": "user"}), "no text"),
         (chat(said(TEXT, {"type": "file", "url": "data:,"})), "only text"),
@@ -140,6 +196,10 @@ _NAMES = [
     "threadId",
     "runId",
     "resume",
+    "interruptId",
+    "status",
+    "toolCallId",
+    "state",
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
@@ -147,7 +207,20 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(_NAMES),
-            inner | st.sampled_from(["user", "text", "why?", "s"]),
+            inner
+            | st.sampled_from(
+                [
+                    "user",
+                    "text",
+                    "why?",
+                    "s",
+                    "assistant",
+                    "t/input/i",
+                    "dynamic-tool",
+                    "resolved",
+                    "output-error",
+                ]
+            ),
             max_size=6,
         )
     ),

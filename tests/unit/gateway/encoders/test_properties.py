@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.encoders.ag_ui import AgUiEncoder
@@ -14,8 +15,9 @@ from gateway.encoders.ai_sdk import AiSdkEncoder
 from gateway.encoders.encoder import Encoder
 from gateway.encoders.event_id import EventId, parse_event_id
 from tests.support.front_ends import AgUiClient, AiSdkClient, server_events
-from tests.support.stories import Story
-from tests.unit.gateway.encoders.scripts import CUTS, Script, listen, scripts, stories
+from tests.support.stories import Story, chunk, tool
+from tests.support.stories import response as answer
+from tests.unit.gateway.encoders.scripts import CUTS, Script, hear, listen, scripts, stories
 
 Cuts = Sequence[tuple[int, int]]
 
@@ -42,7 +44,7 @@ def test_ag_ui_session(told: tuple[Story, list[Script]], cuts: Cuts) -> None:
     """All tasks of a session, however they overlap, over connections that break between any two events."""
     story, tasks = told
     client = AgUiClient()
-    listen(story, client, cuts, lambda resume: AgUiEncoder("s-1", resume=resume))
+    listen(story, client, cuts, lambda resume: AgUiEncoder("s-1", resume=resume, replays=True))
 
     for script in tasks:
         check_ag_ui(client, script)
@@ -57,7 +59,9 @@ def test_ag_ui_task(told: tuple[Story, list[Script]], cuts: Cuts) -> None:
     story, tasks = told
     own = tasks[0].task_id
     client = AgUiClient()
-    encoder = listen(story, client, cuts, lambda resume: AgUiEncoder("s-1", task_id=own, resume=resume))
+    encoder = listen(
+        story, client, cuts, lambda resume: AgUiEncoder("s-1", task_id=own, resume=resume, replays=True)
+    )
 
     check_ag_ui(client, tasks[0])
     assert encoder.done or not client.ids or not parse_event_id(client.ids[-1]).have
@@ -65,8 +69,22 @@ def test_ag_ui_task(told: tuple[Story, list[Script]], cuts: Cuts) -> None:
     assert len(client.runs) == 1
 
 
+def split_by_calls(*pieces: str, response: str) -> Script:
+    """A task whose text comes in blocks, with a tool call between any two, and whose response is another."""
+    script = Script("t.~", attempts=[{"text": "".join(pieces), "reasoning": ""}], text=response)
+    for number, piece in enumerate(pieces):
+        if number:
+            script.messages.append(tool("t.~", str(number), "started"))
+            script.calls[str(number)] = {"args": "", "results": [""]}
+        script.messages.append(chunk("t.~", piece, len("".join(pieces[:number]))))
+    script.messages.append(answer("t.~", response, sources=["a", {"url": "https://b"}]))
+    return script
+
+
 @settings(deadline=None, max_examples=200)
 @given(scripts("t.~"), CUTS)
+@example(split_by_calls("aa", "aa", response="aaa"), [(10, 0)])
+@example(split_by_calls("a", "aa", "a", response="aaa"), [(7, 0), (12, 0)])
 def test_ag_ui_client_that_posts_what_it_has(script: Script, cuts: Cuts) -> None:
     """Without any id: the messages that the client posts again say what it has."""
     story = Story(script.messages)
@@ -75,7 +93,7 @@ def test_ag_ui_client_that_posts_what_it_has(script: Script, cuts: Cuts) -> None
     def new_encoder(resume: EventId | None) -> Encoder:
         # The protocol does not post activities back.
         posted = [m for m in client.messages if m["role"] != "activity"]
-        return AgUiEncoder("s-1", task_id=script.task_id, run_id="r", messages=posted)
+        return AgUiEncoder("s-1", task_id=script.task_id, run_id="r", messages=posted, replays=True)
 
     encoder = listen(story, client, cuts, new_encoder, resumes=False)
 
@@ -101,7 +119,7 @@ def check_ai_sdk(client: AiSdkClient, script: Script) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(stories(2), CUTS)
+@given(stories(2, asks=False), CUTS)
 def test_ai_sdk_client_that_goes_on(told: tuple[Story, list[Script]], cuts: Cuts) -> None:
     """One that gives the last id gets what it lacks, and each tool call and source once."""
     story, tasks = told
@@ -114,7 +132,7 @@ def test_ai_sdk_client_that_goes_on(told: tuple[Story, list[Script]], cuts: Cuts
 
 
 @settings(deadline=None, max_examples=300)
-@given(stories(2), CUTS, st.booleans())
+@given(stories(2, asks=False), CUTS, st.booleans())
 def test_ai_sdk_client_that_begins_anew(
     told: tuple[Story, list[Script]], cuts: Cuts, reset_step: bool
 ) -> None:
@@ -125,7 +143,7 @@ def test_ai_sdk_client_that_begins_anew(
 
     def new_encoder(resume: EventId | None) -> Encoder:
         client.ended.clear()
-        return AiSdkEncoder(task_id=own, reset_step=reset_step)
+        return AiSdkEncoder(task_id=own, reset_step=reset_step, replays=True)
 
     encoder = listen(story, client, cuts, new_encoder, begin=story.first(own), resumes=False)
 
@@ -142,6 +160,65 @@ def test_ai_sdk_takes_back_with_reset_step(script: Script, cuts: Cuts) -> None:
 
     if client.ended:
         check_ai_sdk(client, script)
+
+
+# Questions of the agent.
+
+
+@settings(deadline=None, max_examples=300)
+@given(scripts("t.~", asks="answered"), st.lists(st.integers(0, 12), max_size=8))
+def test_ag_ui_client_that_is_asked(script: Script, cuts: list[int]) -> None:
+    """Every run that ends by a question is followed by one that has the answer, and they make one answer."""
+    story, client, at, answered = Story(script.messages), AgUiClient(), 0, list[str]()
+    for cut in [*cuts, *[999] * 20]:
+        posted = [m for m in client.messages if m["role"] != "activity"]
+        client.connect()
+        client.interrupts = []
+        runs = len(client.runs)
+        encoder = AgUiEncoder("s-1", task_id=script.task_id, run_id="r", messages=posted, replays=True)
+        at = hear(story, client, encoder, at, cut)
+        for asked in client.interrupts:
+            assert asked["id"] not in answered
+            answered.append(asked["id"])
+            at += 1  # what the session is told when it is answered
+        if len(client.runs) > runs and not client.interrupts:
+            break
+
+    check_ag_ui(client, script)
+
+
+@settings(deadline=None, max_examples=300)
+@given(scripts("t.~", asks="answered"), st.lists(st.integers(0, 12), max_size=8), st.booleans())
+def test_ai_sdk_client_that_is_asked(script: Script, cuts: list[int], reset_step: bool) -> None:
+    """It posts its message with the answer, and what follows goes on in it; after a break it begins anew."""
+    story, client, at, answered = Story(script.messages), AiSdkClient(replays=True), 0, list[str]()
+    message: dict[str, Any] | None = None
+    for cut in [*cuts, *[999] * 20]:
+        client.connect(posted=message is not None)
+        client.ended.clear()
+        encoder = AiSdkEncoder(task_id=script.task_id, reset_step=reset_step, message=message, replays=True)
+        message = None
+        at = hear(story, client, encoder, at, cut)
+        asked = client.asked()
+        if client.ended == ["finish"] and asked is not None:
+            assert asked["toolCallId"] not in answered
+            answered.append(asked["toolCallId"])
+            asked.update(state="output-available", output=True)
+            message = copy.deepcopy(client.posted())
+            at += 1
+        elif client.ended:
+            break
+
+    ends = {"completed": "finish", "failed": "error", "cancelled": "abort"}
+    assert client.ended == [ends[script.status]]
+    assert client.asked() is None
+    if script.status == "completed":
+        assert client.text() == script.text
+    else:
+        assert begins(script, "text", client.text())
+    assert begins(script, "reasoning", client.text("reasoning"))
+    calls = [part for part in client.of_kind("dynamic-tool") if part["providerExecuted"]]
+    assert sorted(part["toolCallId"].rpartition("/")[2] for part in calls) == sorted(script.calls)
 
 
 # Anything.
@@ -209,4 +286,5 @@ def test_no_message_is_too_odd(
             assert event.event_id is None or parse_event_id(event.event_id)
             if client is not None:
                 client.take(event)
+        assert encoder.caught_up() == b""
         assert encoder.encode({"type": "typing_indicator", "task_id": "z"}, None) == b""
