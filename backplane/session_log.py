@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from backplane.errors import NotYours, RedisUnavailable
 from backplane.keys import ANY_USER, Keys, is_id
 from backplane.position import Batch, Position, new_epoch
-from backplane.scripts import ENSURE, MARK_SENT, READ, RESUME, STREAMS, Script
+from backplane.scripts import MARK_SENT, READ, RESUME, STREAMS, Script
 from backplane.settings import Settings
 from backplane.store import Store
 from backplane.wire import Argument, forget
@@ -274,22 +274,6 @@ class SessionLog:
         told = await asyncio.gather(*calls)
         reached = [None if one[0] is None else (int(one[0]), int(one[1]), int(one[2])) for one in told]
         return [None if one is None or one[0] >= _ATTEMPT_OVER else one for one in reached]
-
-    async def ensure(self, session: str, user: str = "") -> Position:
-        """The newest position of a session's log; begins the session if there is none.
-
-        Args:
-            user: as for `resume`.
-
-        Raises:
-            NotYours: the session belongs to another user.
-            RedisUnavailable: Redis did not answer.
-        """
-        keys = [session, f"{session}:log"]
-        reply = await self._commands.script(ENSURE, keys, [new_epoch(time.time()), self._ttl_ms, user])
-        if not reply:
-            raise NotYours
-        return Position(reply[0].decode(), reply[1])
 
     async def belongs(self, callback_list: str, session_id: str, user: str) -> bool:
         """Whether a session is the user's (or of the whole tenant); who is nobody's is everybody's.

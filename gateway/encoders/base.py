@@ -23,6 +23,23 @@ from gateway.encoders.ledger import FINAL, PARTS, Ledger, News, PartName, Task
 Data = Mapping[str, Any]
 
 
+# By name: bound methods would hold the encoder, and each stream leave one to the garbage collector.
+_OF_TASKS = {
+    "agent_chunk": "_chunk",
+    "agent_response": "_response",
+    "input_required": "_input_required",
+    "task_update": "_task_update",
+    "typing_indicator": "_typing",
+    "user_message": "_user_message",
+}
+_OF_THE_SESSION = {
+    "connection_ack": "_greeted",
+    "error": "_trouble",
+    "event": "_event",
+    "reconnect": "_reconnect",
+}
+
+
 class BaseEncoder(ABC):
     """Reads our messages; what is said to the client is the subclass's.
 
@@ -53,20 +70,6 @@ class BaseEncoder(ABC):
         self._replays = replays
         self._given_up = given_up
         self._ledger = Ledger(resume, here=here)
-        self._of_tasks = {
-            "agent_chunk": self._chunk,
-            "agent_response": self._response,
-            "input_required": self._input_required,
-            "task_update": self._task_update,
-            "typing_indicator": self._typing,
-            "user_message": self._user_message,
-        }
-        self._of_the_session = {
-            "connection_ack": self._greeted,
-            "error": self._trouble,
-            "event": self._event,
-            "reconnect": self._reconnect,
-        }
 
     def encode(self, message: Mapping[str, Any], position: str | None) -> bytes:
         """See `gateway.encoders.encoder.Encoder`."""
@@ -90,13 +93,13 @@ class BaseEncoder(ABC):
 
     def _read(self, message: Mapping[str, Any]) -> None:
         kind, data, task_id = fields.text(message.get("type")), fields.mapping(message.get("data")), None
-        if kind in self._of_tasks or (kind == "error" and isinstance(data.get("status"), str)):
+        if kind in _OF_TASKS or (kind == "error" and isinstance(data.get("status"), str)):
             task_id = fields.task_id(message)
         if task_id is not None:
             if self._only is None or task_id == self._only:
-                (self._of_tasks.get(kind) or self._failure)(task_id, data)
-        elif kind in self._of_the_session:
-            self._of_the_session[kind](data)
+                getattr(self, _OF_TASKS.get(kind, "_failure"))(task_id, data)
+        elif kind in _OF_THE_SESSION:
+            getattr(self, _OF_THE_SESSION[kind])(data)
 
     # How an answer grows.
 

@@ -34,6 +34,7 @@ from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from tests.integration.conftest import can_watch
 from tests.support.accounting import callback
+from tests.support.sessions import begun
 from tests.support.topology import ClusterNode, ValkeyCluster
 from tests.support.valkey import eventually, running
 
@@ -356,7 +357,7 @@ class Mover:
     async def assert_all_there_once(self) -> None:
         """Each session has each callback once, in order, with seqs without gaps."""
         for base in self.sessions:
-            page = await self.log.read(base, (await self.log.ensure(base))._replace(seq=0))
+            page = await self.log.read(base, (await begun(self.log, base))._replace(seq=0))
             tasks = [json.loads(entry + b'"":0}}')["task_id"] for entry in page.batch.entries]
             assert tasks == [f"t{n}" for n in range(self.pushed)]
             assert (page.head, page.oldest, page.batch.first) == (self.pushed, 1, 1)
@@ -406,7 +407,7 @@ async def test_a_log_in_a_half_moved_slot_is_not_read_by_halves(cluster: ValkeyC
         await mover.push(3)
         await mover.drain()
         base = mover.sessions[0]
-        epoch = (await mover.log.ensure(base)).epoch
+        epoch = (await begun(mover.log, base)).epoch
         half = HalfMoved(cluster, mover.list)
         half.step(f"{base}:log")
         waiting = [

@@ -22,6 +22,7 @@ from backplane.store import Store
 from tests.integration.test_session_log import LIST, SESSION, SETTINGS, Desk, said, shape
 from tests.integration.test_transfer_script import Move, appends, entry, letters, log_of, push, session
 from tests.integration.test_transfer_script import record as fields_of
+from tests.support.sessions import begun
 from tests.support.valkey import Client, Valkey, running
 
 EVERYTHING = list("abcdefghijklmnopqrstuvwxyz")
@@ -111,7 +112,7 @@ async def test_reading_and_asking_end_no_epoch(servers: Servers) -> None:
     await servers.say("a", "b")
     before = await servers.head()
     servers.next_server()
-    assert await servers.log.ensure(SESSION) == before
+    assert await begun(servers.log, SESSION) == before
     assert (await servers.resume(before)).page.epoch == before.epoch
     assert (await servers.read(before)).epoch == before.epoch
     assert await servers.head() == before
@@ -197,7 +198,7 @@ async def test_an_expired_log_goes_on_in_a_new_epoch(servers: Servers) -> None:
 
 async def test_a_session_that_was_opened_before_its_first_message(servers: Servers) -> None:
     """The cursor that a client was given with its greeting, or its send, is as good as any."""
-    cursor = await servers.log.ensure(SESSION)
+    cursor = await begun(servers.log, SESSION)
     assert cursor.seq == 0
     opened = await servers.resume(cursor)
     servers.next_server()
@@ -214,7 +215,7 @@ async def test_a_session_that_was_opened_before_its_first_message(servers: Serve
 async def test_a_session_that_the_same_server_opened_has_one_epoch(servers: Servers) -> None:
     """Opened, sent to and answered by one server: there is nothing to end."""
     cursor = (await servers.resume()).page.epoch
-    assert (await servers.log.ensure(SESSION)).epoch == cursor
+    assert (await begun(servers.log, SESSION)).epoch == cursor
     await servers.say("a")
     assert await servers.head() == Position(cursor, 1)
     assert servers.ended == []

@@ -20,6 +20,7 @@ from backplane.router.transfer import Transfer
 from backplane.session_log import Live, Mark, Replaced, Resumed, SessionLog, parse_push
 from backplane.settings import Settings
 from backplane.store import Store
+from tests.support.sessions import begun
 from tests.support.valkey import Client, eventually, running
 
 SETTINGS = Settings()
@@ -58,7 +59,7 @@ class Desk:
         return await self.log.resume(SESSION, cursor, reread=seq)
 
     async def epoch(self) -> str:
-        return (await self.log.ensure(SESSION)).epoch
+        return (await begun(self.log, SESSION)).epoch
 
 
 @pytest.fixture
@@ -231,9 +232,7 @@ async def test_each_connection_is_a_generation(desk: Desk) -> None:
     """A newer connection can always be told from an older one, with or without a cursor."""
     generations = [(await desk.resume()).generation for _ in range(2)]
     generations.append((await desk.resume(Position("another", 1))).generation)
-    await desk.log.ensure(SESSION)
-    generations.append((await desk.resume()).generation)
-    assert generations == [1, 2, 3, 4]
+    assert generations == [1, 2, 3]
 
 
 async def test_resuming_keeps_the_session_alive(desk: Desk) -> None:
@@ -328,13 +327,13 @@ async def test_a_page_of_a_forgotten_session_is_empty(desk: Desk) -> None:
 # Positions.
 
 
-async def test_ensure_begins_a_session_once(desk: Desk) -> None:
-    """The cursor of a send is a place in the log that its answer will be in."""
-    position = await desk.log.ensure(SESSION)
+async def test_a_session_is_begun_once(desk: Desk) -> None:
+    """By the first connection; the others find it."""
+    position = await begun(desk.log, SESSION)
     assert position.seq == 0
     assert desk.redis.pttl(SESSION) > 0
     await desk.say("a")
-    assert await desk.log.ensure(SESSION) == Position(position.epoch, 1)
+    assert await begun(desk.log, SESSION) == Position(position.epoch, 1)
 
 
 async def test_heads_of_several_logs(desk: Desk) -> None:
@@ -459,7 +458,7 @@ async def test_reads_fail_while_redis_is_away(redis_url: str) -> None:
     for work in (
         log.resume(SESSION, None),
         log.read(SESSION, Position("e1", 0)),
-        log.ensure(SESSION),
+        begun(log, SESSION),
         log.mark_sent([Mark(SESSION, Position("e1", 1))]),
         log.replace_older(SESSION, 1),
     ):

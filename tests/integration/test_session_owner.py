@@ -19,6 +19,7 @@ from backplane.router.transfer import Transfer
 from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from backplane.store import Store
+from tests.support.sessions import begun
 from tests.support.valkey import Client, Valkey, running
 
 SETTINGS = Settings()
@@ -78,7 +79,7 @@ async def resume_from(log: SessionLog, user: str) -> object:
 
 async def ensure(log: SessionLog, user: str) -> object:
     """As a send does."""
-    return await log.ensure(SESSION, user)
+    return await begun(log, SESSION, user)
 
 
 async def history(log: SessionLog, user: str) -> object:
@@ -144,10 +145,10 @@ async def test_users_with_other_signs(desk: Desk, use: Use) -> None:
 async def test_every_session_has_its_own(desk: Desk) -> None:
     """Also those of the same name of another tenant."""
     for tenant, session, user in (("acme", "s-1", "ann"), ("acme", "s-2", "bob"), ("other", "s-1", "bob")):
-        await desk.log.ensure(KEYS.session(KEYS.callbacks(tenant), session), user)
+        await begun(desk.log, KEYS.session(KEYS.callbacks(tenant), session), user)
     for tenant, session, user in (("acme", "s-1", "bob"), ("acme", "s-2", "ann"), ("other", "s-1", "ann")):
         with pytest.raises(NotYours):
-            await desk.log.ensure(KEYS.session(KEYS.callbacks(tenant), session), user)
+            await begun(desk.log, KEYS.session(KEYS.callbacks(tenant), session), user)
 
 
 # Begun by the router.
@@ -179,7 +180,7 @@ async def test_who_comes_first_has_what_the_router_began(
 
 async def test_the_router_does_not_care(desk: Desk) -> None:
     """Answers get into the log of a user's session, and change nothing about whose it is."""
-    await desk.log.ensure(SESSION, "ann")
+    await begun(desk.log, SESSION, "ann")
     await desk.say("a")
     resumed = await desk.log.resume(SESSION, None, "ann")
 
@@ -212,7 +213,7 @@ async def test_nothing_is_changed(desk: Desk, intruder: str, again: Use) -> None
 @uses
 async def test_nothing_is_published(desk: Desk, use: Use) -> None:
     """Nor do those who listen notice."""
-    await desk.log.ensure(SESSION, "ann")
+    await begun(desk.log, SESSION, "ann")
     pubsub = desk.redis.pubsub()
     pubsub.psubscribe("*")
     assert pubsub.get_message(timeout=5)["type"] == "psubscribe"
@@ -233,7 +234,7 @@ async def test_nothing_is_begun(desk: Desk) -> None:
 @uses
 async def test_who_may_keeps_it_alive(desk: Desk, use: Use) -> None:
     """Each use puts off the end of the session; that of an administrator too."""
-    await desk.log.ensure(SESSION, "ann")
+    await begun(desk.log, SESSION, "ann")
     for user in ("ann", ANY_USER):
         desk.redis.pexpire(SESSION, 60_000)
         assert await desk.may(user, use)
@@ -246,7 +247,7 @@ async def test_who_may_keeps_it_alive(desk: Desk, use: Use) -> None:
 @uses
 async def test_an_expired_session_is_free(desk: Desk, use: Use) -> None:
     """Who comes next has it, without anything that was in it."""
-    await desk.log.ensure(SESSION, "ann")
+    await begun(desk.log, SESSION, "ann")
     await desk.say("a")
     desk.redis.delete(SESSION)
     assert await desk.may("bob", use)
@@ -264,7 +265,7 @@ async def test_owners_outlive_a_restart(own_valkey: Valkey) -> None:
             with own_valkey.client() as client:
                 desk = Desk(store, client)
                 if life == 0:
-                    await desk.log.ensure(SESSION, "ann")
+                    await begun(desk.log, SESSION, "ann")
                 client.lpush(LIST, json.dumps({"action_id": f"l-{life}", "session_id": "s-1", "result": {}}))
                 assert not await desk._mover.drain(LIST, "acme", 100)
                 for use in USES:

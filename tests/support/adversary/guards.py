@@ -132,11 +132,11 @@ def no_session_owner() -> None:
     from backplane.keys import ANY_USER
 
     guard = "if owner and owner ~= '' and owner ~= user and user ~= '*' then return nil end"
-    for name, script in (("RESUME", scripts.RESUME), ("ENSURE", scripts.ENSURE)):
-        assert guard in script.text
-        text = script.text.replace(guard, "")
-        digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
-        vars(session_log)[name] = replace(script, text=text, sha1=digest)
+    script = scripts.RESUME
+    assert guard in script.text
+    text = script.text.replace(guard, "")
+    digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
+    vars(session_log)["RESUME"] = replace(script, text=text, sha1=digest)
     history = session_log.SessionLog.history
 
     async def of_anybody(self: Any, session: str, cursor: Any, _user: str) -> Any:

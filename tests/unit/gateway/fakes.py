@@ -577,17 +577,6 @@ class FakeSessionLog:
             "replayed" if page.batch.entries else "fresh", start, page.head, page.oldest, page.batch
         )
 
-    async def ensure(self, session: str, user: str = "") -> Position:
-        """As ``lua/ensure.lua``."""
-        position: Position | None = await self._call("ensure", lambda: self._ensure(session, user))
-        if position is None:
-            raise NotYours
-        return position
-
-    def _ensure(self, session: str, user: str) -> Position | None:
-        record = self.record(session)
-        return Position(record.epoch, record.head) if record.open(user) else None
-
     async def belongs(self, callback_list: str, session_id: str, user: str) -> bool:
         """As the real one."""
         record = self.records.get(f"ao:{{{callback_list}}}:s:{session_id}")
