@@ -21,7 +21,6 @@ from backplane.position import Batch, Gap, Position, merge
 from backplane.session_log import (
     Begun,
     Live,
-    Mark,
     Piece,
     Replaced,
     Resumed,
@@ -32,6 +31,7 @@ from backplane.session_log import (
 from backplane.store import Store
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.framing import Framing
+from gateway.marks import Marks
 from gateway.streams import Streams
 from gateway.text_stream import Have, typing_message
 
@@ -66,8 +66,8 @@ class Hub:
         self._others = others
         self._feeds: dict[bytes, Feed] = {}
         self._gathered: dict[Feed, list[Batch]] = {}
-        self._unmarked: set[Feed] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.marks = Marks(session_log, log, self._holds)
         self.streams = Streams(feed, session_log, merge_s, self._spawn)
         self.delivered = 0
         self.gaps = 0
@@ -150,8 +150,8 @@ class Hub:
                 group.sockets.remove(socket)
         if socket.wants_chunks:
             self.streams.detach(feed, socket)
-        mark = self._mark(feed, [socket]) if placed else None
-        noting = None if mark is None else self._spawn(self._note(feed, mark))
+        work = self.marks.noting(feed, socket) if placed else None
+        noting = None if work is None else self._spawn(work)
         self._drop_if_empty(feed)
         return noting
 
@@ -164,7 +164,7 @@ class Hub:
 
     def acked(self, feed: Feed) -> None:
         """A client has acknowledged messages: a socket's `sent` has moved."""
-        self._unmarked.add(feed)
+        self.marks.add(feed)
 
     def _feed(self, channel: bytes) -> Feed:
         feed = self._feeds.get(channel)
@@ -177,10 +177,13 @@ class Hub:
         feed.catching.remove(group)
         self._drop_if_empty(feed)
 
+    def _holds(self, feed: Feed) -> bool:
+        return self._feeds.get(feed.channel) is feed
+
     def _drop_if_empty(self, feed: Feed) -> None:
-        if not feed.sockets and not feed.catching and self._feeds.get(feed.channel) is feed:
+        if not feed.sockets and not feed.catching and self._holds(feed):
             del self._feeds[feed.channel]
-            self._unmarked.discard(feed)
+            self.marks.discard(feed)
             self._session_log.unsubscribe(feed.session)
 
     # Live messages.
@@ -259,7 +262,7 @@ class Hub:
             elif not socket.behind and (feed.epoch != batch.epoch or socket.seq < last):
                 lost.append(socket)
         if made:
-            self._unmarked.add(feed)
+            self.marks.add(feed)
         if lost:
             self.gaps += 1
             self._catch_up(feed, lost)
@@ -361,7 +364,7 @@ class Hub:
             if socket.behind and socket.writable:  # it has read in the meantime
                 self._catch_up(feed, [socket])
         group.sockets = []
-        self._unmarked.add(feed)
+        self.marks.add(feed)
         if feed.streams:
             self.streams.go_on(feed)
         self.streams.caught_up(feed, joined)
@@ -411,49 +414,6 @@ class Hub:
         if off:
             self.gaps += any(socket.seq < seq for socket in off)
             self._catch_up(feed, off)
-
-    # What has been sent, for clients that come without a cursor.
-
-    async def flush_marks(self) -> None:
-        """Note in Redis how far the sessions' sockets have been sent.
-
-        Raises:
-            RedisUnavailable: Redis did not answer; it is noted the next time.
-        """
-        feeds, self._unmarked = self._unmarked, set()
-        marks = []
-        for feed in feeds:
-            everyone = feed.everyone
-            mark = self._mark(feed, feed.placed)
-            if mark is not None:
-                marks.append(mark)
-            if any(socket.sent is None for socket in everyone):
-                self._unmarked.add(feed)  # its buffers are not empty yet
-        try:
-            await self._session_log.mark_sent(marks)
-        except RedisUnavailable:
-            for feed in feeds:
-                self._mark_again(feed)
-            raise
-
-    def _mark(self, feed: Feed, sockets: Iterable[Subscriber]) -> Mark | None:
-        sent = max((socket.sent or 0 for socket in sockets), default=0)
-        if sent <= feed.marked or feed.epoch is None:
-            return None
-        feed.marked = sent
-        return Mark(feed.session, Position(feed.epoch, sent))
-
-    def _mark_again(self, feed: Feed) -> None:
-        feed.marked = 0  # marks only move forward in Redis, so one too many does no harm
-        if self._feeds.get(feed.channel) is feed:
-            self._unmarked.add(feed)
-
-    async def _note(self, feed: Feed, mark: Mark) -> None:
-        try:
-            await self._session_log.mark_sent([mark])
-        except RedisUnavailable as error:
-            self._mark_again(feed)
-            self._log.warning("mark_lost", session=feed.session, seq=mark.position.seq, reason=str(error))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -234,7 +234,7 @@ class Pod:
     async def _note_all(self) -> None:
         await self.sockets.noted()
         await self.desk.finished()
-        await self.hub.flush_marks()
+        await self.hub.marks.flush()
 
     async def leave(self) -> None:
         """Tell the cluster that the pod is gone; last of all, as a beat behind it would enter it again."""
@@ -304,7 +304,7 @@ class Pod:
         while True:
             await asyncio.sleep(self.settings.mark_sent_interval_s)
             try:
-                await self.hub.flush_marks()
+                await self.hub.marks.flush()
             except RedisUnavailable:
                 await asyncio.sleep(self.settings.mark_sent_interval_s)
 

@@ -214,7 +214,7 @@ async def test_what_was_sent_is_noted(wire: Wire) -> None:
     assert wire.stream.sent is None
     assert wire.stream.busy
     wire.transport.buffered = 0
-    await wire.pod.hub.flush_marks()
+    await wire.pod.hub.marks.flush()
 
     assert wire.pod.log.record().sent == 2
 
@@ -223,7 +223,7 @@ async def test_a_part_of_the_session_is_not_noted(wire: Wire) -> None:
     """Who is told of one task only has not been sent what came of the others."""
     wire.stream.marks = False
     wire.pod.say(2)
-    await wire.pod.hub.flush_marks()
+    await wire.pod.hub.marks.flush()
 
     assert wire.stream.sent == 0
     assert not wire.stream.busy

@@ -554,7 +554,7 @@ async def test_another_epoch_seen_by_a_new_socket(world: World) -> None:
     world.say()
     slow.pause()
     world.say()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     world.gate()
     busy = world.socket()
     world.log.append(4)
@@ -580,7 +580,7 @@ async def test_another_epoch_seen_by_a_new_socket(world: World) -> None:
     assert newcomer.restarts == []
     assert [mark for mark in world.log.marks if mark.position.epoch == "e2"] == []
     world.log.marks.clear()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     assert world.log.marks == [Mark(SESSION, Position("e2", 6))]
 
 
@@ -588,11 +588,11 @@ async def test_new_log_is_noted_from_its_beginning(world: World) -> None:
     """What was noted of a session's old log does not keep the new one, which is shorter, from being noted."""
     old = await world.open()
     world.say(5)
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     del world.log.records[SESSION]
     world.log.append(2)
     await world.open()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert len(old.restarts) == 1
     assert [mark.position for mark in world.log.marks] == [("e1", 5), ("e2", 2)]
@@ -846,7 +846,7 @@ async def test_the_last_to_leave_unsubscribes(world: World) -> None:
     assert world.log.subscribed == set()
     assert world.hub.sessions == 0
     assert world.log.marks == [Mark(SESSION, Position("e1", 3))]
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     assert len(world.log.marks) == 1
 
 
@@ -945,10 +945,10 @@ async def test_flush_notes_what_was_sent(world: World) -> None:
     slow, _quick = await world.open(), await world.open()
     slow.pause()
     world.say(2)
-    await world.hub.flush_marks()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
+    await world.hub.marks.flush()
     world.say()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert [mark.position.seq for mark in world.log.marks] == [2, 3]
 
@@ -957,7 +957,7 @@ async def test_history_is_noted_too(world: World) -> None:
     """What a socket was sent when it opened counts as what it was sent live."""
     world.log.append(5)
     await world.open()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert world.log.marks == [Mark(SESSION, Position("e1", 5))]
 
@@ -967,10 +967,10 @@ async def test_flush_notes_only_what_left_the_process(world: World) -> None:
     socket = await world.open()
     world.say()
     socket.unsent = True
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     assert world.log.marks == []
     socket.unsent = False
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert world.log.marks == [Mark(SESSION, Position("e1", 1))]
 
@@ -980,12 +980,12 @@ async def test_an_ack_is_noted(world: World) -> None:
     socket = await world.open()
     world.say()
     socket.unsent = True  # as of a client that acks, and has not yet
-    await world.hub.flush_marks()
-    world.hub._unmarked.clear()
+    await world.hub.marks.flush()
+    world.hub.marks._due.clear()
     socket.unsent = False
     assert socket.feed is not None
     world.hub.acked(socket.feed)
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert world.log.marks == [Mark(SESSION, Position("e1", 1))]
 
@@ -999,9 +999,9 @@ async def test_flush_while_redis_is_away(world: World, alone: bool) -> None:
     world.say()
     world.log.refusal = RedisUnavailable("away")
     with pytest.raises(RedisUnavailable):
-        await world.hub.flush_marks()
+        await world.hub.marks.flush()
     world.log.refusal = None
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert socket.seqs == [1]
     assert world.log.marks == [Mark(SESSION, Position("e1", 1))]
@@ -1026,9 +1026,9 @@ async def test_a_goodbye_while_redis_is_away(world: World) -> None:
     """It is not held up by that, and the next flush notes it for the sockets that stay."""
     socket, _other = await world.open(), await world.open()
     world.say()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     world.say()
-    world.hub._unmarked.clear()
+    world.hub.marks._due.clear()
     world.log.refusal = RedisUnavailable("away")
     assert socket.feed is not None
     noting = world.hub.detach(socket.feed, socket)
@@ -1036,7 +1036,7 @@ async def test_a_goodbye_while_redis_is_away(world: World) -> None:
     await noting
     assert world.logger.names == ["mark_lost"]
     world.log.refusal = None
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert [mark.position.seq for mark in world.log.marks] == [1, 2]
 
@@ -1200,7 +1200,7 @@ class Chaos:
         self.checks.append(asyncio.create_task(self.world.hub.check_positions(0)))
 
     def flush(self, _number: int) -> None:
-        self.checks.append(asyncio.create_task(self.world.hub.flush_marks()))
+        self.checks.append(asyncio.create_task(self.world.hub.marks.flush()))
 
     async def end(self) -> None:
         """All that is under way arrives, the sockets read, and if something was lost there is one check."""

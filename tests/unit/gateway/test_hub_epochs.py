@@ -325,11 +325,11 @@ async def test_marks_go_on_under_the_new_epoch(world: World) -> None:
     """What was noted under the old one does not keep the new one's from being noted."""
     socket = await world.open()
     world.say(3)
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     world.log.restart()
     world.say(2)
     await settle()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert [mark.position for mark in world.log.marks] == [("e1", 3), ("e2", 5)]
     assert world.log.record().sent == 5
@@ -343,13 +343,13 @@ async def test_a_mark_of_before_says_no_more_than_what_stands(world: World) -> N
     held = world.log.snapshot()
     world.say(4)
     world.log.restart(held)
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     assert [mark.position for mark in world.log.marks] == [("e1", 7)]
     world.say(2)
     ahead.unsent = False
     await settle()
     assert len(ahead.restarts) == 1
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     assert world.log.record().sent == 3
     again = await world.open()
 
@@ -365,7 +365,7 @@ async def test_a_neighbour_is_noted_after_one_that_was_ahead(world: World) -> No
     held = world.log.snapshot()
     slow.pause()
     world.say(5)
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
     world.log.restart(held)
     await world.hub.check_positions(0)
     await settle()
@@ -375,7 +375,7 @@ async def test_a_neighbour_is_noted_after_one_that_was_ahead(world: World) -> No
     world.say()
     await settle()
     world.log.marks.clear()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert slow.seqs == all_up_to(4)
     assert world.log.record().sent == 4
@@ -396,13 +396,13 @@ async def test_who_is_not_placed_yet_is_not_noted(world: World) -> None:
     world.log.take("resume").finish()
     await opening
     await settle()
-    flush = asyncio.create_task(world.hub.flush_marks())
+    flush = asyncio.create_task(world.hub.marks.flush())
     ahead.leave()
     await settle()
     world.log.release()
     await flush
     await settle()
-    await world.hub.flush_marks()
+    await world.hub.marks.flush()
 
     assert {mark.position.epoch for mark in world.log.marks} == {"e2"}
     assert [mark.position.seq for mark in world.log.marks] == [6, 12]  # the newcomer's, page by page

@@ -26,7 +26,7 @@ class Stopping:
         pod, step = self.pod, self.step
         monkeypatch.setattr(pod.sockets, "close_all", self.close_all)
         monkeypatch.setattr(pod.sockets, "noted", step("noted"))
-        monkeypatch.setattr(pod.hub, "flush_marks", step("flush_marks"))
+        monkeypatch.setattr(pod.hub.marks, "flush", step("flush_marks"))
         monkeypatch.setattr(pod.presence, "leave", step("leave"))
         monkeypatch.setattr(pod.counts, "left", step("left"))
 
@@ -130,7 +130,7 @@ async def test_redis_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     async def away() -> None:
         raise RedisUnavailable("not connected to Redis")
 
-    monkeypatch.setattr(stopping.pod.hub, "flush_marks", away)
+    monkeypatch.setattr(stopping.pod.hub.marks, "flush", away)
     monkeypatch.setattr(stopping.pod.presence, "leave", away)
     await within(stopping.drain())
     await within(asyncio.create_task(stopping.pod.leave()))

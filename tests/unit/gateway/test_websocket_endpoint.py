@@ -886,10 +886,10 @@ async def test_ack_of_messages(pod: Pod) -> None:
     pod.say(3)
     client.say(type="ack", seq=2, ref="a")
     assert (last(client)["type"], last(client)["data"]) == ("ack", {"ref": "a", "seq": 2})
-    await pod.hub.flush_marks()
+    await pod.hub.marks.flush()
     client.say(type="ack", seq=1)
     client.say(type="ack", seq=3)
-    await pod.hub.flush_marks()
+    await pod.hub.marks.flush()
 
     assert [mark.position.seq for mark in pod.log.marks] == [2, 3]
 
