@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import chain, islice
@@ -27,7 +26,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.log import Logger
-from backplane.scripts import JOIN, LEASE, LEAVE
+from backplane.scripts import JOIN, LEASE, LEAVE, LIVING
 from backplane.store import Store
 from backplane.wire import Argument, forget
 
@@ -437,7 +436,7 @@ async def session_connections(store: Store, keys: Keys, tenant_id: str, session_
     """
     counts, pods = await asyncio.gather(
         store.call("HGETALL", keys.session_connections(tenant_id, session_id)),
-        store.call("ZRANGE", keys.pod_leases, int(time.time() * 1000), "+inf", "BYSCORE"),
+        store.script(LIVING, [keys.pod_leases], []),
     )
     living = set(pods)
     return sum(int(count) for pod, count in counts.items() if pod in living)

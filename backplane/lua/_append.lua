@@ -79,7 +79,7 @@ local function appender(lineage, at)
     local epoch = same and record[1] or new_epoch .. (group > 1 and group or '')
     local head = tonumber(record[2] or 0)
     local bytes, grown = tonumber(record[4] or 0), 0
-    local entries, scores, mine, segments = {}, {}, {}, {}
+    local entries, scores, mine, segments, left_out = {}, {}, {}, {}, false
     local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every)
     local streams = speech(task_prefix, base, now, task_kept, most_text)
 
@@ -109,17 +109,23 @@ local function appender(lineage, at)
       segments[#segments + 1] = {'-' .. task}
     end
 
-    -- The same step again is not for the log yet, if at all: a newer one may take its place.
+    -- The same step again is not for the log yet, if at all: a newer one may take its place. It is known from now on,
+    -- or a copy of it would take a newer one's.
     local function held_back(kind, task, detail, digest, body)
       local held, before = tasks.hold_back(task, kind == 'p' and step_of(detail) or '', digest, body)
       if before then counts.collapsed = counts.collapsed + 1 end
+      if held then
+        mine[digest], left_out = true, true
+        scores[#scores + 1] = head
+        scores[#scores + 1] = digest
+      end
       return held
     end
 
     local function enter_pending(task, step)
-      local body, digest, left_out = tasks.pending(task, step, head + 1)
+      local body, digest, dropped = tasks.pending(task, step, head + 1)
       if body then enter(digest, body) end
-      if left_out then counts.collapsed = counts.collapsed + 1 end
+      if dropped then counts.collapsed = counts.collapsed + 1 end
     end
 
     if behind then
@@ -194,7 +200,12 @@ local function appender(lineage, at)
       due = due or now - tonumber(record[5] or 0) > retention / 16
       tend(base, log, seen, head, length, bytes, due)
     else
+      if left_out then redis.call('ZADD', seen, unpack(scores)) end
       tell()
+    end
+    -- Many of these may stand at one seq, so they do not go with that.
+    if left_out and redis.call('ZCARD', seen) > remembered + 256 then
+      redis.call('ZREMRANGEBYRANK', seen, 0, -remembered - 1)
     end
   end
   return append, counts

@@ -45,7 +45,7 @@ local LATE_ANSWER_MAX = 65536
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun, and whether a
 --     router has to look at the list soon
 local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
-  local found, notes, begun, soon = {}, {}, {}, false
+  local found, notes, waits, begun, soon = {}, {}, {}, {}, false
   local active, due = base .. ':tasks', string.sub(prefix, 1, -3) .. 'due'
   local session = string.sub(base, #prefix + 1)  -- both begin alike, but for one letter
 
@@ -106,6 +106,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
     local shown, at = string.match(record[7] or '', '^(%S+) (%d+)$')
     if shown ~= step or now - at >= every then return false end
     local before = record[8]
+    if not before then waits[task] = at + every end
     notes_of(task).pending, record[8] = digest .. body, digest .. body
     return true, before
   end
@@ -196,8 +197,9 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
       elseif later then
         redis.pcall('ZADD', due, 'XX', tonumber(found[task][5] or 0) + grace, task)
       end
-      if fields.pending then
-        soon = redis.pcall('ZADD', due, 'LT', 'CH', now + every, 'pending ' .. task) == 1 or soon
+      if fields.pending and waits[task] then
+        redis.pcall('ZADD', due, waits[task], 'pending ' .. task)
+        soon = true
       end
     end
     return begun, soon

@@ -58,17 +58,16 @@ if policy == 'interrupt' then
   end
 end
 
-local last, status = 0, 'reserved'
+-- Behind all others, also within a millisecond, and if the clock was put back: what waits, waits for those before it.
+local last = tonumber(redis.call('ZRANGE', active, -1, -1, 'WITHSCORES')[2] or 0)
+local status = 'reserved'
 local fields = {'cursor', record[1] .. ':' .. record[2], 'accepted', now, 'deadline', now + ARGV[11], 'latest', now + ARGV[12]}
-if policy == 'enqueue' then
-  last = tonumber(redis.call('ZRANGE', active, -1, -1, 'WITHSCORES')[2] or 0)
-  if #running > 0 then
-    status = 'held'
-    for _, part in ipairs({'action', ARGV[14], 'timeout', ARGV[11], 'extended', ARGV[12]}) do fields[#fields + 1] = part end
-  end
+if policy == 'enqueue' and #running > 0 then
+  status = 'held'
+  for _, part in ipairs({'action', ARGV[14], 'timeout', ARGV[11], 'extended', ARGV[12]}) do fields[#fields + 1] = part end
 end
 redis.call('ZADD', due, look_at, id)  -- first, as it may be of a wrong type: then nothing has been accepted
-redis.call('ZADD', active, math.max(now, last + 1), id)  -- in order, also within a millisecond
+redis.call('ZADD', active, math.max(now, last + 1), id)
 local kept = ARGV[12] + ARGV[13]
 local session_kept = math.max(tonumber(ARGV[3]), kept)
 if redis.call('PTTL', active) < session_kept then redis.call('PEXPIRE', active, session_kept) end

@@ -16,7 +16,12 @@ if ARGV[3] == '1' then
   return {1, 0}
 end
 if status ~= 'reserved' and not (status == 'cancelling' and unpushed == 'reserved') then return {0, 0} end
-redis.call('DEL', KEYS[1])
+if status == 'cancelling' then  -- whoever cancels it again is told the same for a while
+  redis.call('HSET', KEYS[1], 'status', 'cancelled')
+  redis.call('PEXPIRE', KEYS[1], 60000)
+else
+  redis.call('DEL', KEYS[1])
+end
 redis.call('ZREM', KEYS[2], ARGV[2], 'left ' .. ARGV[2])
 redis.call('ZREM', KEYS[4], ARGV[2])
 for i = 8, #KEYS do

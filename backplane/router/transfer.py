@@ -12,7 +12,7 @@ from traceback import format_exc
 from typing import Any
 
 from backplane.appending import ARGUMENTS_AN_ENTRY, Appending
-from backplane.errors import BadCallback
+from backplane.errors import BadCallback, RedisUnavailable
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.messages import timestamp
@@ -129,9 +129,13 @@ class Transfer:
         length = 0
         for left in range(batches - 1, -1, -1):
             new_fence = f"{self._nonce}:{next(self._serial)}"
-            reply, length = await self._move(
-                callback_list, tenant_id, waiting, fence, new_fence, more=left > 0
-            )
+            try:
+                reply, length = await self._move(
+                    callback_list, tenant_id, waiting, fence, new_fence, more=left > 0
+                )
+            except RedisUnavailable:
+                self._on_due(callback_list)  # it may have been carried out, and then nobody else knows
+                raise
             if reply[0] == 0:
                 # Another router moved them, or the data set is an older one: look again.
                 self.counts.conflicts += 1

@@ -93,9 +93,13 @@ SHAPES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ),
     (
         "chunk",
-        {"action_type": "execution.chunk", "data": {"delta": "4", "offset": 0, "part": "text"}},
+        {
+            "action_type": "execution.chunk",
+            "task_id": "streamed",  # the other one has ended
+            "data": {"delta": "4", "offset": 0, "part": "text"},
+        },
         "agent_chunk",
-        {"task_id": "t", "delta": "4", "offset": 0, "attempt": 1, "part": "text"},
+        {"task_id": "streamed", "delta": "4", "offset": 0, "attempt": 1, "part": "text"},
     ),
 ]  # fmt: skip
 
@@ -115,7 +119,7 @@ def test_every_shape_reaches_the_client(cluster: Cluster, aes: redis.Redis) -> N
             assert (message["session_id"], message["tenant_id"], message["task_id"]) == (
                 "shapes",
                 "acme",
-                "t",
+                data.get("task_id", "t"),
             )
             assert message["timestamp"].endswith("Z")
             if kind != "agent_chunk":

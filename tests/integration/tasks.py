@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
 
 from backplane.appending import Entry
 from backplane.keys import Keys
-from backplane.messages import with_position
+from backplane.messages import Message, timestamp, to_entry, with_position
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
 from backplane.store import Store
@@ -25,6 +25,7 @@ KEYS = SETTINGS.keys()
 LIST = KEYS.callbacks("acme")
 QUEUE = KEYS.actions("free")
 OVER_S = -60.0  # a deadline that is over
+_NO_ENDS = ("task_update", "user_message", "input_required")
 
 
 class World:
@@ -33,15 +34,22 @@ class World:
     Args:
         store: through which.
         tenant_id: whose.
+        on_due: told a list whose tasks a router has to look at soon.
     """
 
-    def __init__(self, store: Store, settings: Settings = SETTINGS, tenant_id: str = "acme") -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings = SETTINGS,
+        tenant_id: str = "acme",
+        on_due: Callable[[str], None] = lambda _list: None,
+    ) -> None:
         self.store, self.settings, self.tenant_id = store, settings, tenant_id
         self.keys: Keys = settings.keys()
         self.list = self.keys.callbacks(tenant_id)
         self.tasks = Tasks(store, self.keys, settings)
         self.queue = TaskQueue(store, self.keys, settings.actions_queue_max)
-        self.transfer = Transfer(store, store, self.keys, settings, structlog.get_logger())
+        self.transfer = Transfer(store, store, self.keys, settings, structlog.get_logger(), on_due)
         self._said = 0
 
     # What a pod does.
@@ -56,9 +64,12 @@ class World:
         policy: str = "concurrent",
         timeout_s: float = 30.0,
         latest_s: float = 60.0,
+        left_s: int | None = None,
+        **more: str,
     ) -> NewTask:
-        """A send, as it is now."""
-        fields = {"tier": "free", "queue": QUEUE, "agent_id": "sales", "context": "agent-sales"}
+        """A send, as it is now; ``more`` of its record."""
+        fields = {"tier": "free", "queue": QUEUE, "agent_id": "sales", "context": "agent-sales", **more}
+        action = {"task_id": task_id, "timeout": round(timeout_s), "deadline_at": "", "queue_metadata": {}}
         return NewTask(
             task_id,
             self.list,
@@ -70,6 +81,8 @@ class World:
             latest_s,
             policy,
             fields,
+            json.dumps(action).encode() if policy == "enqueue" else b"",
+            left_s,
         )
 
     async def accept(self, task_id: str = "t-1", **more: Any) -> Reserved | Duplicate:
@@ -81,6 +94,13 @@ class World:
         assert isinstance(await self.accept(task_id, **more), Reserved)
         assert await self.push(task_id)
         await self.settle(task_id, pushed=True)
+
+    async def enqueue(self, task_id: str = "t-2", **more: Any) -> Reserved:
+        """A send to a busy session that waits for its other tasks to end."""
+        accepted = await self.accept(task_id, policy="enqueue", **more)
+        assert isinstance(accepted, Reserved)
+        assert accepted.held
+        return accepted
 
     async def push(self, task_id: str) -> bool:
         """Push a task's action."""
@@ -160,10 +180,14 @@ class World:
         first -= len(entries)
         return [json.loads(with_position(entry, "e", first + at)) for at, entry in enumerate(entries)]
 
+    async def pushed(self) -> list[str]:
+        """The actions that the AES has not taken: of which task, a cancel with a minus before it."""
+        return [_named(action) for action in reversed(await self.store.call("LRANGE", QUEUE, 0, -1))]
+
     async def ends(self, session: str = "s-1") -> list[tuple[str, str]]:
         """The tasks that ended and how, in order."""
         log = await self.log(session)
-        return [(one["task_id"], one["data"]["status"]) for one in log if one["type"] != "task_update"]
+        return [(one["task_id"], one["data"]["status"]) for one in log if one["type"] not in _NO_ENDS]
 
     def session(self, session: str = "s-1") -> str:
         """The base of a session's keys."""
@@ -194,7 +218,7 @@ class World:
         """The log has one end of the task, the record has the same, and nobody waits for it any more."""
         record = await self.record(task_id)
         log = [message for message in await self.log(session) if message["task_id"] == task_id]
-        ends = [message for message in log if message["type"] != "task_update"]
+        ends = [message for message in log if message["type"] not in _NO_ENDS]
         assert [message["data"]["status"] for message in ends] == [record["status"]], (record, ends)
         assert record["status"] in ENDED
         assert log[-1] is ends[-1], "something came after the end"
@@ -205,3 +229,16 @@ class World:
         kept_ms = await self.store.call("PTTL", self.keys.task(self.list, task_id))
         assert 0 < kept_ms <= self.settings.task_kept_s * 1000
         return record["status"]
+
+
+def question(task_id: str) -> str:
+    """What a user has said, as his task's record has it."""
+    message = Message(timestamp(time.time()), "user_message", task_id, "s-1", "acme", "free", {}, {})
+    return to_entry(message).decode()
+
+
+def _named(action: bytes) -> str:
+    if not action.startswith(b"{"):
+        return action.decode()
+    said = json.loads(action)
+    return f"-{said['task_id']}" if said.get("action_type") == "chat.cancel" else str(said["task_id"])

@@ -16,6 +16,7 @@ from backplane.redis_client import parse_redis_url
 from backplane.router.consumer import Consumer
 from backplane.router.deadlines import Deadlines
 from backplane.scripts import ACCEPT, CANCEL, DUE, ENQUEUE, PUT_OFF, Script
+from backplane.settings import Settings
 from backplane.store import Store
 from backplane.task_queue import TaskQueue
 from backplane.tasks import Reserved, Tasks, send_name
@@ -35,14 +36,14 @@ class Router:
         serves: whether it serves a list.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, settings: Settings = SETTINGS) -> None:
         self.logger = FakeLogger()
         self.serves: Callable[[bytes], bool] = lambda _name: True
         self.deadlines = Deadlines(
             store,
             KEYS,
-            Tasks(store, KEYS, SETTINGS),
-            TaskQueue(store, KEYS, SETTINGS.actions_queue_max),
+            Tasks(store, KEYS, settings),
+            TaskQueue(store, KEYS, settings.actions_queue_max),
             self._mine,
             self.logger.as_logger(),
         )

@@ -301,6 +301,22 @@ class TestAllOrNone:
         clock.move(1)
         assert await look(limiter, quota) == (7, 0.0)
 
+    async def test_what_a_busy_session_does(self, limiter: RateLimiter, redis_client: Client) -> None:
+        """A tenant's own policy is told with each charge, allowed or not; it is none of the quotas."""
+        quota = Quota("minute", 1, 60)
+        redis_client.hset(
+            KEYS.tenant_limits("acme"), mapping={"busy_policy": "enqueue", "sends_per_minute": 2}
+        )
+        told = [await charge(limiter, quota) for _ in range(3)]
+        assert [(one.allowed, one.busy_policy) for one in told] == [
+            (True, "enqueue"), (True, "enqueue"), (False, "enqueue")
+        ]  # fmt: skip
+        await limiter.refund("acme", "s-1", [quota])
+        assert (await charge(limiter, quota)).allowed
+        assert (await charge(limiter, quota, tenant="other")).busy_policy == ""
+        redis_client.hset(KEYS.tenant_limits("acme"), "busy_policy", b"\xff")
+        assert (await charge(limiter, quota)).busy_policy == "\ufffd"
+
 
 class TestRefund:
     async def test_one_is_given_back_to_each(self, limiter: RateLimiter, clock: Clock) -> None:

@@ -38,8 +38,10 @@ async def test_a_cancel_before_the_push(world: World, redis_client: Client) -> N
     assert not await world.push("t-1")
 
     assert redis_client.llen(QUEUE) == 0
-    assert (await world.log(), await world.record(), await world.running()) == ([], {}, set())
+    assert (await world.log(), await world.status(), await world.running()) == ([], "cancelled", set())
     assert isinstance(await world.accept("t-2", names=[NAME]), Reserved)
+    assert (await world.begin_cancel("t-1")).status == "cancelled"
+    assert 0 < redis_client.ttl(KEYS.task(LIST, "t-1")) <= 60
 
 
 async def test_a_cancel_between_push_and_settling(world: World, redis_client: Client) -> None:
@@ -80,7 +82,7 @@ async def test_a_canceller_that_died_before_the_push(
     await world.look_at_all()
     await router.look()
 
-    assert (await world.record(), await world.log(), redis_client.llen(QUEUE)) == ({}, [], 0)
+    assert (await world.status(), await world.log(), redis_client.llen(QUEUE)) == ("cancelled", [], 0)
 
 
 # Time.

@@ -15,12 +15,13 @@ from backplane.redis_client import parse_redis_url
 from backplane.router.deadlines import Deadlines
 from backplane.store import Store
 from backplane.tasks import Duplicate, Reserved, send_name
-from tests.integration.tasks import LIST, OVER_S, QUEUE, SETTINGS, World
+from tests.integration.tasks import LIST, OVER_S, QUEUE, SETTINGS, World, question
 from tests.support.topology import ValkeyCluster
 from tests.support.valkey import running
 from tests.unit.gateway.fakes import FakeLogger
 
 NAME = send_name("key", "s-1", "n")
+LONG = replace(SETTINGS, progress_interval_ms=60_000)
 MOVES = pytest.mark.parametrize("atomic", [False, True], ids=["key by key", "atomic"])
 
 
@@ -96,6 +97,12 @@ async def test_a_tasks_whole_life(cluster: ValkeyCluster, store: Store) -> None:
         assert await world.running() == set()
 
 
+async def look(deadlines: Deadlines) -> None:
+    """One look at what is due."""
+    await deadlines._look()
+    await asyncio.gather(*deadlines._looks.values())
+
+
 async def test_deadlines(cluster: ValkeyCluster, store: Store) -> None:
     """Of lists in every primary: timeouts, cancels left half done, sends that were never pushed."""
     worlds = [World(store, tenant_id=tenant_id) for tenant_id in elsewhere(cluster, 3)]
@@ -108,8 +115,7 @@ async def test_deadlines(cluster: ValkeyCluster, store: Store) -> None:
         await world.push("t-4")
         await world.look_at_all()
     deadlines = router(worlds[0])
-    await deadlines._look()
-    await asyncio.gather(*deadlines._looks.values())
+    await look(deadlines)
 
     for world in worlds:
         assert await world.check_ended_once("t-1") == "timeout"
@@ -117,6 +123,56 @@ async def test_deadlines(cluster: ValkeyCluster, store: Store) -> None:
         assert (await world.record("t-3"), await world.status("t-4")) == ({}, "queued")
         assert await world.list_due_at() == await world.due_at("t-4")
     assert (deadlines.timeouts, deadlines.cancelled, deadlines.forgotten) == (3, 3, 3)
+
+
+async def test_what_waits_reports_and_is_left(cluster: ValkeyCluster, store: Store) -> None:
+    """In each primary: the log catches up, what waited goes on, and what nobody is left for is cancelled."""
+    worlds = [World(store, LONG, tenant_id) for tenant_id in elsewhere(cluster, 3)]
+    for world in worlds:
+        await world.begin("t-1", question=question("t-1"))
+        await world.enqueue("t-2", question=question("t-2"))
+        await world.tasks.catch_up(world.list, "s-1", "t-2")
+        for number in range(3):
+            await world.report("t-1", step="read", message=str(number))
+        await world.begin("t-3", session="s-2", left_s=60)
+        await world.look_at_all()
+    deadlines = router(worlds[0])
+    await look(deadlines)
+    for world in worlds:
+        assert [message["data"].get("message") for message in await world.log()] == [None, None, "0", "2"]
+        since = str(int(time.time() * 1000) - 60_000)
+        await store.call("HSET", world.keys.task(world.list, "t-3"), "alone", f"0 {since}")
+        await world.answer("t-1")
+        await world.look_at_all()
+    deadlines.look_at_all()
+    await look(deadlines)
+
+    for world in worlds:
+        assert await world.check_ended_once("t-3", "s-2") == "cancelled"
+        assert await world.status("t-2") == "queued"
+    assert (deadlines.released, deadlines.left_alone) == (3, 3)
+
+
+async def test_nothing_goes_on_while_its_slot_is_on_its_way(cluster: ValkeyCluster, world: World) -> None:
+    """A task before it whose record has been moved already has not ended for that."""
+    await world.begin("t-1")
+    await world.enqueue("t-2")
+    slot, source = cluster.slot_of(LIST), cluster.node_of(LIST)
+    target = next(node for node, _ in cluster.primaries() if node is not source)
+    await world.look_at_all()
+    deadlines = router(world)
+    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+    source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", world.keys.task(LIST, "t-1"))
+    await look(deadlines)
+    assert (source.ask("HGET", world.keys.task(LIST, "t-2"), "status"), deadlines.released) == (b"held", 0)
+    await asyncio.to_thread(cluster.move_slots, [slot], source, target, atomic=False)
+    await persistently(lambda: world.answer("t-1"))
+    await world.look_at_all()
+    deadlines.look_at_all()
+    await look(deadlines)
+
+    assert await world.status("t-2") == "queued"
 
 
 async def persistently(work: Callable[[], Awaitable[object]], within_s: float = 20.0) -> None:

@@ -78,6 +78,24 @@ def pausing() -> None:
     transfer.__dict__["judge"] = judge_and_pause
 
 
+def dying_before_push() -> None:
+    """A router kills itself (SIGKILL) when a task may go on that has waited, before its action is pushed."""
+    from backplane.router.deadlines import Deadlines
+
+    Deadlines._push = _die  # type: ignore[method-assign]
+
+
+def dying_after_push() -> None:
+    """It does so when the action was pushed, before that is noted."""
+    from backplane.tasks import Tasks
+
+    Tasks.settle = _die  # type: ignore[method-assign]
+
+
+async def _die(*_arguments: Any, **_more: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def sabotaged(process: Process, *what: str) -> None:
     """Have a process of `tests.support.processes` start without some of its guards."""
     process.command = [sys.executable, "-m", "tests.support.sabotage", ",".join(what), *process.command[3:]]
@@ -93,6 +111,8 @@ if __name__ == "__main__":
             "epoch": no_epoch,
             "gap_check": no_gap_check,
             "pausing": pausing,
+            "dying_before_push": dying_before_push,
+            "dying_after_push": dying_after_push,
             **GUARDS,
         }[name]()
     from gateway.cli import main

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from backplane.messages import with_position
-from backplane.task_end import cancel_action, end_entry
+from backplane.task_end import cancel_action, end_entry, restarted
 from gateway.errors import ERROR_CODES
 
 NOW = 1_769_860_800.25
@@ -137,3 +137,30 @@ def test_a_cancel_action_of_each_context(kind: str) -> None:
 def test_a_cancel_action_with_any_reason() -> None:
     """What a client says stays text."""
     assert action(reason='","x":"\n\0é')["reason"] == '","x":"\n\0é'
+
+
+# An action that has waited.
+
+
+def test_an_action_that_has_waited() -> None:
+    """Its time begins when it is pushed; nothing else of it changes."""
+    waited = {
+        "task_id": "t-1",
+        "message": "hello",
+        "timeout": 30,
+        "deadline_at": "2026-01-31T11:00:30+00:00",
+        "queue_metadata": {"enqueued_at": "2026-01-31T11:00:00+00:00", "queue_name": "q"},
+        "more": {"a": [1]},
+    }
+    assert json.loads(restarted(json.dumps(waited), NOW, NOW + 30)) == {
+        **waited,
+        "deadline_at": "2026-01-31T12:00:30.250000+00:00",
+        "queue_metadata": {"enqueued_at": f"{AT}000+00:00", "queue_name": "q"},
+    }
+
+
+@pytest.mark.parametrize(("left_s", "timeout"), [(12.4, 12), (0.2, 1), (-5.0, 1)])
+def test_the_time_of_an_action_that_found_no_room(left_s: float, timeout: int) -> None:
+    """What of it is left, in whole seconds, and one at least."""
+    action = restarted('{"timeout":30,"queue_metadata":{}}', NOW, NOW + left_s)
+    assert json.loads(action)["timeout"] == timeout

@@ -695,7 +695,7 @@ class FakeTasks:
         if task.policy == "interrupt":
             interrupted = [one for one, fields in running.items() if fields["status"] != "cancelling"]
             for one in interrupted:
-                running[one] |= {"status": "cancelling", "reason": "interrupted"}
+                self._cancel(running[one], "interrupted")
         position = Position(session.epoch, session.head)
         held = task.policy == "enqueue" and bool(running)
         self.names |= {(listed, name): (task.task_id, task.fingerprint) for name in task.names}
@@ -714,6 +714,12 @@ class FakeTasks:
         if task.left_s:
             self.records[listed, task.task_id]["left"] = str(task.left_s * 1000)
         return Reserved(int(now * 1000) / 1000, position, interrupted, held)
+
+    def _cancel(self, fields: dict[str, str], reason: str) -> None:
+        """As ``lua/_cancel.lua``."""
+        if fields["status"] in ("reserved", "held"):
+            fields["unpushed"] = "held" if "action" in fields else "reserved"
+        fields |= {"status": "cancelling", "reason": reason}
 
     def _repeated(
         self, listed: str, task_id: str, known: str, fingerprint: str, now: float
@@ -739,12 +745,16 @@ class FakeTasks:
 
     def _settle(self, listed: str, due: Due, pushed: bool) -> None:
         fields = self.records.get((listed, due.task_id), {})
-        if fields.get("status") != "reserved":
-            return
-        if pushed:
+        if pushed and fields.get("status") == "reserved":
             fields["status"] = "queued"
+            fields.pop("action", None)
+        never_was = (fields.get("status"), fields.get("unpushed")) == ("cancelling", "reserved")
+        if pushed or not (fields.get("status") == "reserved" or never_was):
             return
-        del self.records[listed, due.task_id]
+        if never_was:
+            fields["status"] = "cancelled"
+        else:
+            del self.records[listed, due.task_id]
         for name in due.names.split():
             if self.names.get((listed, name), ("",))[0] == due.task_id:
                 del self.names[listed, name]
@@ -791,8 +801,8 @@ class FakeTasks:
             return NotYours()
         due = Due(task_id, **{name: fields.get(name, "") for name in Due._fields[1:]})
         if due.status not in ENDED and due.status != "cancelling":
-            fields |= {"status": "cancelling", "reason": reason}
-        return due._replace(reason=reason)
+            self._cancel(fields, reason)
+        return due._replace(reason=reason, unpushed=fields.get("unpushed", ""))
 
     async def end(self, callback_list: str, entry: Entry, wanted: str, now: float) -> str:
         """As ``lua/end_task.lua``."""

@@ -28,9 +28,9 @@ from tests.unit.gateway.fakes import (
 class World:
     """A hub, and everything around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: FakeSessionLog | None = None) -> None:
         self.store = FakeStore()
-        self.log = FakeSessionLog()
+        self.log = log or FakeSessionLog()
         self.logger = FakeLogger()
         self.others: list[tuple[bytes, bytes]] = []
         self.hub = Hub(
@@ -1130,9 +1130,9 @@ NUMBERS = st.integers(0, 9)
 class Chaos:
     """A hub, some sockets, and messages that are on their way, lost, late and twice."""
 
-    def __init__(self, *, loses: bool) -> None:
+    def __init__(self, *, loses: bool, log: FakeSessionLog | None = None) -> None:
         self.loses = loses
-        self.world = World()
+        self.world = World(log)
         self.world.gate()
         self.under_way: list[Batch] = []
         self.arrived: list[Batch] = []

@@ -456,9 +456,8 @@ class Failovers(Chaos):
     """As `Chaos`, and servers that go on with the log, with all of it or without its end."""
 
     def __init__(self, *, loses: bool) -> None:
-        super().__init__(loses=loses)
-        self.log = self.world.log = self.world.hub._session_log = Remembering()  # type: ignore[assignment]
-        self.world.gate()
+        self.log = Remembering()
+        super().__init__(loses=loses, log=self.log)
         self.log.record()
         self.held = [self.log.snapshot()]
         self.gone: set[int] = set()  # what was lost at some time

@@ -674,3 +674,120 @@ async def test_a_repeated_interruption(world: World) -> None:
 
     assert again.answer["task_id"] == first.answer["task_id"]
     assert world.pod.tasks.ended == []
+
+
+async def test_a_send_that_waits(world: World) -> None:
+    """Nothing is pushed and no deadline told; its question is shown, and its action kept for later."""
+    await world.send()
+    accepted = await world.send(busy_policy="enqueue", message="then this", timeout=7, client_message_id="m")
+    await settle()
+    task_id = accepted.answer["task_id"]
+    fields = world.pod.tasks.records[LIST, task_id]
+    action = json.loads(fields["action"])
+
+    assert (fields["status"], "question" in fields) == ("held", False)
+    assert (accepted.answer["deadline_at"], accepted.answer["duplicate"]) == (None, False)
+    assert (action["task_id"], action["message"], action["timeout"]) == (task_id, "then this", 7)
+    assert (action["action_type"], action["callback_queue"]) == ("execution.agent_run", LIST)
+    assert (len(world.ran), world.paid, world.pod.sender.accepted) == (1, 2, 2)
+
+
+async def test_a_send_that_need_not_wait(world: World) -> None:
+    """Goes as any other."""
+    accepted = await world.send(busy_policy="enqueue")
+    await settle()
+
+    assert world.ran == [accepted.answer["task_id"]]
+    assert accepted.answer["deadline_at"] == world.pod.queue.actions[0]["deadline_at"]
+    assert world.pod.tasks.status(world.ran[0]) == "queued"
+
+
+async def test_a_repeated_send_that_waits(world: World) -> None:
+    """Is told of the same task, again without a deadline; nothing is pushed, and it costs nothing."""
+    await world.send()
+    first = await world.send(busy_policy="enqueue", key="n")
+    again = await world.send(busy_policy="enqueue", key="n")
+    await settle()
+
+    assert again.answer == {**first.answer, "duplicate": True}
+    assert (len(world.ran), world.paid) == (1, 2)
+
+
+async def test_a_question_that_cannot_be_shown(world: World) -> None:
+    """Is shown when the task goes on; the send is accepted."""
+    await world.send()
+    world.pod.tasks.refusals["catch_up"] = AWAY
+    accepted = await world.send(busy_policy="enqueue")
+    await settle()
+
+    assert world.pod.tasks.status(accepted.answer["task_id"]) == "held"
+    assert world.pod.logger.names == ["question_not_shown"]
+
+
+async def test_an_interruption_of_what_waits(world: World) -> None:
+    """It ends, and the AES hears only of what it has."""
+    first = (await world.send()).answer["task_id"]
+    second = (await world.send(busy_policy="enqueue")).answer["task_id"]
+    await world.send(busy_policy="interrupt")
+    await settle()
+
+    assert [world.pod.tasks.status(task) for task in (first, second)] == ["cancelled"] * 2
+    cancels = [one["task_id"] for one in world.pod.queue.actions if one["action_type"] == "chat.cancel"]
+    assert cancels == [first]
+
+
+@pytest.mark.parametrize(
+    ("everybodys", "tenants", "requests", "refused"),
+    [
+        ("concurrent", "", None, False),
+        ("reject", "", None, True),
+        ("concurrent", "reject", None, True),
+        ("reject", "concurrent", None, False),
+        ("reject", "no policy", None, True),
+        ("concurrent", "reject", "concurrent", False),
+        ("concurrent", "concurrent", "reject", True),
+    ],
+)
+async def test_whose_policy_counts(
+    everybodys: str, tenants: str, requests: str | None, refused: bool
+) -> None:
+    """The request's own, else its tenant's, else everybody's."""
+    world = World(busy_policy=everybodys)
+    world.pod.limiter.answer = ALLOWED._replace(busy_policy=tenants)
+    await world.send()
+    more: dict[str, Any] = {} if requests is None else {"busy_policy": requests}
+    if refused:
+        assert (await world.refusal(**more)).error_code == "session_busy"
+    else:
+        await world.send(**more)
+        assert len(world.ran) == 2
+
+
+async def test_a_tenants_policy_that_has_others_wait(world: World) -> None:
+    """Although the request has said nothing of it."""
+    world.pod.limiter.answer = ALLOWED._replace(busy_policy="enqueue")
+    await world.send()
+    accepted = await world.send()
+
+    assert world.pod.tasks.status(accepted.answer["task_id"]) == "held"
+
+
+async def test_a_policy_that_cannot_be_told() -> None:
+    """With RATE_LIMIT_FAILURE=open everybody's counts then."""
+    world = World(rate_limit_failure="open", busy_policy="reject")
+    world.pod.limiter.answer = AWAY
+    await world.send()
+
+    assert (await world.refusal()).error_code == "session_busy"
+
+
+# Nobody is left.
+
+
+@pytest.mark.parametrize("left_s", [None, 1, 86_400])
+async def test_a_send_that_is_for_who_listens(world: World, left_s: int | None) -> None:
+    """Its record says for how long nobody may be there; without that there is no such thing."""
+    accepted = await world.send(cancel_if_left_s=left_s)
+    fields = world.pod.tasks.records[LIST, accepted.answer["task_id"]]
+
+    assert fields.get("left") == (None if left_s is None else str(left_s * 1000))

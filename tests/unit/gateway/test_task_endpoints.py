@@ -1,4 +1,4 @@
-"""Tasks over HTTP: ``GET /api/chat/tasks/{task_id}`` and its ``/cancel``."""
+"""Tasks over HTTP: ``GET /api/chat/tasks/{task_id}``, its ``/cancel``, and ``/api/chat/cancel``."""
 
 from __future__ import annotations
 
@@ -155,6 +155,121 @@ class TestBoth:
             ):
                 check_problem(await client.request(method, path, headers=asked), status, code)
             assert (await client.request(method, path, headers=headers)).status_code == 200
+
+
+# A cancel by any name.
+
+NAMED = "/api/chat/cancel"
+
+
+async def test_a_cancel_by_the_tasks_id(
+    pod: StubPod, client: httpx.AsyncClient, sent: dict[str, Any]
+) -> None:
+    """As at the task's own address."""
+    body = {"task_id": sent["task_id"], "reason": "enough"}
+    for _ in range(2):
+        told = (await client.post(NAMED, json=body, headers=TENANT)).json()
+        assert told == {"success": True, "task_id": sent["task_id"], "status": "cancelled", "cancelled": True}
+
+    [_run, cancel] = pod.queue.actions
+    assert (cancel["task_id"], cancel["reason"]) == (sent["task_id"], "enough")
+
+
+async def test_a_cancel_by_the_messages_id(client: httpx.AsyncClient) -> None:
+    """Of its session: another one's message may have the same."""
+    body = b'{"message":"hello","client_message_id":"m-1"}'
+    tasks = [(await send(client, body, X_Session_ID=session)).json()["task_id"] for session in ("s-1", "s-2")]
+    said = {"client_message_id": "m-1"}
+    told = (await client.post(NAMED, json=said, headers={**HEADERS, "X-Session-ID": "s-2"})).json()
+    assert (told["task_id"], told["status"]) == (tasks[1], "cancelled")
+    assert (await client.get(f"/api/chat/tasks/{tasks[0]}", headers=TENANT)).json()["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        ({}, HEADERS, 400, "missing_id"),
+        ({"task_id": None}, HEADERS, 400, "missing_id"),
+        ({"client_message_id": "m-1"}, TENANT, 400, "missing_id"),
+        ({"client_message_id": "m-1"}, HEADERS, 404, "unknown_task"),
+        ({"task_id": "nothing"}, HEADERS, 404, "unknown_task"),
+        ({"task_id": "a b"}, HEADERS, 400, "invalid_id"),
+        ({"task_id": 5}, HEADERS, 422, "invalid_field"),
+        ({"client_message_id": ""}, HEADERS, 422, "invalid_field"),
+        ({"client_message_id": "m" * 129}, HEADERS, 422, "invalid_field"),
+        ([], HEADERS, 422, "not_an_object"),
+    ],
+    ids=str,
+)
+async def test_cancels_of_nothing(
+    pod: StubPod,
+    client: httpx.AsyncClient,
+    sent: dict[str, Any],
+    body: Any,
+    headers: Any,
+    status: int,
+    code: str,
+) -> None:
+    """Are refused, and what runs goes on."""
+    check_problem(await client.post(NAMED, json=body, headers=headers), status, code)
+    assert (pod.tasks.ended, pod.tasks.status(sent["task_id"])) == ([], "queued")
+
+
+async def test_whose_cancel_it_is() -> None:
+    """Another user's is refused, another tenant's is not there."""
+    pod = with_tokens()
+    async with client_of(pod) as client:
+        bare: dict[str, Any] = {"X_Tenant_ID": None, "X_Tenant_Tier": None}
+        mine: dict[str, Any] = pod.bearer("chat", user_id="ann")
+        sent = (await send(client, b'{"message":"hello","client_message_id":"m-1"}', **bare, **mine)).json()
+        for said in ({"task_id": sent["task_id"]}, {"client_message_id": "m-1"}):
+            check_problem(await client.post(NAMED, json=said), 401, "token_missing")
+            for asked, status, code in (
+                (pod.bearer("chat", user_id="bob"), 403, "session_taken"),
+                (pod.bearer("chat", tenant="other"), 404, "unknown_task"),
+                (pod.bearer("listen", user_id="ann"), 403, "scope_missing"),
+            ):
+                headers = {**asked, "X-Session-ID": "s-1"}
+                check_problem(await client.post(NAMED, json=said, headers=headers), status, code)
+        assert pod.tasks.ended == []
+        response = await client.post(NAMED, json=said, headers={**mine, "X-Session-ID": "s-1"})
+        assert response.json()["status"] == "cancelled"
+
+
+# A session that is busy, or left.
+
+
+@pytest.mark.parametrize(
+    ("field", "ok"),
+    [
+        ({"busy_policy": "enqueue"}, True),
+        ({"busy_policy": "wait"}, False),
+        ({"cancel_if_left_s": 1}, True),
+        ({"cancel_if_left_s": 86_400}, True),
+        ({"cancel_if_left_s": None}, True),
+        ({"cancel_if_left_s": 0}, False),
+        ({"cancel_if_left_s": 86_401}, False),
+        ({"cancel_if_left_s": 1.5}, False),
+        ({"cancel_if_left_s": "5"}, False),
+    ],
+    ids=str,
+)
+async def test_what_a_send_may_ask_for(client: httpx.AsyncClient, field: dict[str, Any], ok: bool) -> None:
+    """One of the policies; 1 s to a day."""
+    response = await send(client, json.dumps({"message": "hello", **field}).encode())
+    if ok:
+        assert response.status_code == 200
+    else:
+        check_problem(response, 422, "invalid_field")
+
+
+async def test_a_task_that_waits_for_others(client: httpx.AsyncClient, sent: dict[str, Any]) -> None:
+    """Is shown as queued, and its time has not begun."""
+    held = (await send(client, b'{"message":"hello","busy_policy":"enqueue"}')).json()
+    told = (await client.get(f"/api/chat/tasks/{held['task_id']}", headers=TENANT)).json()
+
+    assert (held["deadline_at"], told["status"], told["deadline_at"]) == (None, "queued", None)
+    assert sent["deadline_at"] is not None
 
 
 # The name of a send.

@@ -144,6 +144,7 @@ async def test_a_task_that_has_ended(world: World) -> None:
 @pytest.mark.parametrize(
     ("status", "shown", "input_required"),
     [
+        ("held", "queued", False),
         ("reserved", "queued", False),
         ("queued", "queued", False),
         ("working", "working", False),
@@ -158,6 +159,7 @@ async def test_statuses(world: World, status: str, shown: str, input_required: b
     told = await world.show()
 
     assert (told["status"], told["input_required"]) == (shown, input_required)
+    assert (told["deadline_at"] is None) == (status == "held")
 
 
 async def test_a_task_with_one_message(world: World) -> None:
@@ -268,7 +270,17 @@ async def test_a_tenant_that_has_changed_its_tier(world: World) -> None:
 # Cancelling.
 
 
-@pytest.mark.parametrize("status", ["reserved", "queued", "working", "input_required", "cancelling"])
+async def test_a_task_is_cancelled_that_nobody_has(world: World) -> None:
+    """Its action is not pushed any more, nothing is shown of it, and it stays cancelled."""
+    world.record()["status"] = "reserved"
+    for _ in range(2):
+        told = await world.cancel(reason="enough")
+        assert told == {"success": True, "task_id": "t-1", "status": "cancelled", "cancelled": True}
+    assert (world.tasks.ended, world.queue.actions) == ([], [])
+    assert not await world.queue.push(QUEUE, "t-1", "run", b"{}")
+
+
+@pytest.mark.parametrize("status", ["queued", "working", "input_required", "cancelling"])
 async def test_a_task_is_cancelled(world: World, status: str) -> None:
     """Wherever it was: one last message, one word to the AES, also if it is asked for twice."""
     world.record()["status"] = status
