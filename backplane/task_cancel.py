@@ -7,9 +7,10 @@ from contextlib import suppress
 from uuid import uuid4
 
 from backplane.errors import QueueFull
+from backplane.task import Due
 from backplane.task_end import cancel_action, end_entry
 from backplane.task_queue import TaskQueue
-from backplane.tasks import Due, Tasks
+from backplane.tasks import Tasks
 
 
 async def finish_cancel(tasks: Tasks, queue: TaskQueue, callback_list: str, tenant_id: str, due: Due) -> str:

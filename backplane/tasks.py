@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from backplane.appending import Appending, Entry
 from backplane.errors import (
@@ -32,134 +30,19 @@ from backplane.scripts import (
     ACCEPT,
     CANCEL,
     CATCH_UP,
-    DUE,
     END_TASK,
     INPUT,
-    LEFT,
     LOG_EVENT,
-    RELEASE,
     SETTLE,
     Script,
 )
 from backplane.settings import Settings
 from backplane.store import Store
+from backplane.task import DUE_FIELDS, ENDED, Due, Duplicate, Found, NewTask, Reserved
 from backplane.wire import Argument, forget
 
-ENDED = frozenset({"completed", "failed", "timeout", "cancelled"})
 RESERVED_S = 10.0  # a reserved task is looked at by a router after that
-_LOOK_AGAIN_S = 2.0
 _CANCEL_S = 2.0  # whoever cancels a task has so long before a router does it for him
-_HELD_S = 60.0  # one that waits for others is looked at so often, should nobody tell that they have ended
-_TASKS_A_LOOK = 100
-_DUE_FIELDS = (
-    "status", "session_id", "tier", "queue", "names", "reason", "context", "agent_id", "unpushed", "action",
-    "deadline",
-)  # fmt: skip
-
-
-class NewTask(NamedTuple):
-    """A send that is to be accepted.
-
-    Attributes:
-        names: under which the client may send it again (see `send_name`), at most two.
-        fingerprint: of what it says: the same name with another one is refused.
-        timeout_s: the time that it has.
-        extended_s: how far reports of progress may put that off; at least ``timeout_s``.
-        policy: for a session that is busy: one of `BUSY_POLICIES`.
-        fields: more of its record.
-        action: with ``enqueue`` what is pushed when the others have ended.
-        left_s: how long nobody may be connected to its session before it is cancelled; None: for ever.
-    """
-
-    task_id: str
-    callback_list: str
-    session_id: str
-    user: str
-    names: Sequence[str]
-    fingerprint: str
-    timeout_s: float
-    extended_s: float
-    policy: str
-    fields: Mapping[str, str]
-    action: bytes = b""
-    left_s: int | None = None
-
-
-class Reserved(NamedTuple):
-    """A send that was accepted.
-
-    Attributes:
-        at: when, by the server's clock (seconds since 1970).
-        position: of the session's log, before the task.
-        interrupted: tasks of the session that are being cancelled for it.
-        held: it waits for others of its session to end.
-    """
-
-    at: float
-    position: Position
-    interrupted: list[str]
-    held: bool = False
-
-
-class Duplicate(NamedTuple):
-    """A send that had been accepted before.
-
-    Attributes:
-        at: now, by the server's clock (seconds since 1970).
-        status: of its task; empty if nothing is known of it any more.
-        deadline: seconds since 1970; None likewise, and if it waits for others.
-        cursor: of the session, before the task.
-        queue: of its action.
-    """
-
-    at: float
-    task_id: str
-    status: str
-    deadline: float | None
-    cursor: str
-    queue: str
-
-
-class Due(NamedTuple):
-    """A task at which a router has to look.
-
-    Attributes:
-        unpushed: see ``lua/_cancel.lua``.
-        action: what is pushed when it goes on, if it waits for others or has.
-        deadline: ms since 1970, as text.
-        what: at what: ``left``, whether anybody is; ``pending``, what it reported last; empty: its status and
-            its time.
-    """
-
-    task_id: str
-    status: str = ""
-    session_id: str = ""
-    tier: str = ""
-    queue: str = ""
-    names: str = ""
-    reason: str = ""
-    context: str = ""
-    agent_id: str = ""
-    unpushed: str = ""
-    action: str = ""
-    deadline: str = ""
-    what: str = ""
-
-
-class Found(NamedTuple):
-    """A task's record, as text."""
-
-    callback_list: str
-    fields: dict[str, str]
-
-
-def send_name(kind: str, session_id: str, name: str) -> str:
-    """The name under which a client may send something again, of any text; 32 characters.
-
-    Args:
-        kind: who gave it: an ``Idempotency-Key`` and a ``client_message_id`` are different ones.
-    """
-    return blake2b(f"{kind}\n{session_id}\n{name}".encode(), digest_size=16).hexdigest()
 
 
 class Tasks:
@@ -278,38 +161,6 @@ class Tasks:
         args = [task_id, *self._appending.arguments(callback_list, time.time())]
         await self._store.script(CATCH_UP, names, list(args))
 
-    async def release(self, callback_list: str, due: Due) -> Due | None:
-        """Let a task go on that waits for others of its session: it is reserved then, and its time runs.
-
-        Returns:
-            The task as it is then; None if it still waits, or does no longer.
-
-        Raises:
-            RedisUnavailable: Redis did not answer.
-        """
-        keys = self._keys
-        base = keys.session(callback_list, due.session_id)
-        names = [keys.task(callback_list, due.task_id), keys.due(callback_list), f"{base}:tasks"]
-        kept_ms = self._grace_ms + self._kept_ms
-        args: list[Argument] = [due.task_id, kept_ms, int(_HELD_S * 1000)]
-        done, *deadline = await self._store.script(RELEASE, names, args)
-        return due._replace(status="reserved", deadline=str(deadline[0])) if done else None
-
-    async def is_left_alone(self, callback_list: str, due: Due, connections: int) -> bool:
-        """Whether nobody has been connected to a task's session for as long as it waits for somebody.
-
-        Args:
-            connections: that its session has.
-
-        Raises:
-            RedisUnavailable: Redis did not answer.
-        """
-        keys = self._keys
-        names = [keys.task(callback_list, due.task_id), keys.due(callback_list)]
-        names.append(keys.session(callback_list, due.session_id))
-        (alone,) = await self._store.script(LEFT, names, [due.task_id, connections])
-        return bool(alone)
-
     async def find(self, tenant_id: str, task_id: str) -> Found | None:
         """A task's record; None if there is none.
 
@@ -366,7 +217,7 @@ class Tasks:
         keys, listed = self._keys, found.callback_list
         base = keys.session(listed, found.fields.get("session_id", ""))
         names = [keys.task(listed, task_id), keys.due(listed), base]
-        args: list[Argument] = [task_id, user, reason, int(_CANCEL_S * 1000), *_DUE_FIELDS[1:]]
+        args: list[Argument] = [task_id, user, reason, int(_CANCEL_S * 1000), *DUE_FIELDS[1:]]
         reply = await self._announced(listed, _CANCEL_S, CANCEL, names, args)
         status, *rest = (part.decode("utf-8", "replace") for part in reply)
         if status == "unknown":
@@ -394,7 +245,7 @@ class Tasks:
         names = [
             keys.task(listed, task_id), keys.session(listed, found.fields.get("session_id", ""))
         ]  # fmt: skip
-        reply = await self._store.script(INPUT, names, [user, input_id, fingerprint, *_DUE_FIELDS])
+        reply = await self._store.script(INPUT, names, [user, input_id, fingerprint, *DUE_FIELDS])
         what, *rest = (part.decode("utf-8", "replace") for part in reply)
         if what == "unknown":
             raise UnknownTask
@@ -452,31 +303,6 @@ class Tasks:
         """Another task goes on now; if the routers are not told, they look later all the same."""
         with suppress(RedisUnavailable):
             self._tell_routers(callback_list, 0.0).add_done_callback(forget)
-
-    async def due(self, callback_list: str) -> tuple[float | None, list[Due]]:
-        """The tasks of a list at which to look now, and when to come again (seconds since 1970).
-
-        Raises:
-            RedisUnavailable: Redis did not answer.
-        """
-        key, args = self._keys.due(callback_list), [_TASKS_A_LOOK, int(_LOOK_AGAIN_S * 1000)]
-        following, *members = await self._store.script(DUE, [key], list[Argument](args))
-        told = await asyncio.gather(*[self._due(callback_list, member.decode()) for member in members])
-        found = [due for due in told if due.status and due.status not in ENDED]
-        gone = [
-            member for member, due in zip(members, told, strict=True) if not due.status or due.status in ENDED
-        ]
-        if gone:
-            await self._store.call("ZREM", key, *gone)
-        return int(following) / 1000 if following else None, found
-
-    async def _due(self, callback_list: str, member: str) -> Due:
-        what, _, task_id = member.rpartition(" ")
-        try:
-            record = await self._store.call("HMGET", self._keys.task(callback_list, task_id), *_DUE_FIELDS)
-        except RedisRefused:  # something else stands there: it is no task, and must not hide the others
-            record = []
-        return Due(task_id, *(_text(part) for part in record))._replace(what=what)
 
 
 def look_for_anybody_s(left_s: int) -> float:

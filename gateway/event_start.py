@@ -18,7 +18,8 @@ from starlette.requests import Request
 from backplane.errors import InvalidCursor, NotYours
 from backplane.position import Position, parse_cursor
 from backplane.session_log import Resumed, SessionLog
-from backplane.tasks import Tasks, send_name
+from backplane.task import send_name
+from backplane.tasks import Tasks
 from gateway.chat import ChatBody, invalid_field
 from gateway.encoders import fields
 from gateway.encoders.ag_ui import AgUiEncoder

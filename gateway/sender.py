@@ -13,8 +13,9 @@ from backplane.keys import TIERS, Keys
 from backplane.rate_limiter import Charged, Quota, RateLimiter
 from backplane.session_log import SessionLog
 from backplane.settings import BUSY_POLICIES, Settings
+from backplane.task import Duplicate, NewTask, Reserved, send_name
 from backplane.task_queue import TaskQueue
-from backplane.tasks import Duplicate, NewTask, Reserved, Tasks, send_name
+from backplane.tasks import Tasks
 from gateway.access import AgentAccess
 from gateway.chat import ChatBody, Context, build_action, context_id, fingerprint, question_entry, timeout_s
 from gateway.errors import ClientError, redis_unavailable, session_taken

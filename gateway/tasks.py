@@ -15,10 +15,11 @@ import msgspec
 from backplane.errors import InputExpired, NotYours, QueueFull, RedisUnavailable, UnknownTask
 from backplane.log import Logger
 from backplane.session_log import Running, SessionLog
+from backplane.task import ENDED, Due, Found, NewTask, send_name
 from backplane.task_cancel import finish_cancel
 from backplane.task_end import input_action, input_entry
 from backplane.task_queue import TaskQueue
-from backplane.tasks import ENDED, Due, Found, NewTask, Tasks, send_name
+from backplane.tasks import Tasks
 from gateway.errors import ClientError, session_taken
 from gateway.identity import Grant, Identity, Stated, check_scope, check_tenant, settle, valid_id
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from backplane.due_tasks import DueTasks
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.link import Link
@@ -78,6 +79,7 @@ class Consumer:
             self.commands,
             keys,
             Tasks(self.commands, keys, settings),
+            DueTasks(self.commands, keys, settings),
             TaskQueue(self.commands, keys, settings.actions_queue_max),
             self.leases.mine,
             log,

@@ -17,15 +17,17 @@ from functools import partial
 from typing import Any
 
 from backplane.connection_counts import session_connections
+from backplane.due_tasks import DueTasks
 from backplane.errors import QueueFull, RedisRefused, RedisUnavailable, UnknownTask
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.scripts import DUE_LISTS, PUT_OFF
 from backplane.store import Store
+from backplane.task import ENDED, Due, Found
 from backplane.task_cancel import finish_cancel
 from backplane.task_end import end_entry, restarted
 from backplane.task_queue import TaskQueue
-from backplane.tasks import ENDED, Due, Found, Tasks
+from backplane.tasks import Tasks
 
 _LOOK_EVERY_S = 0.2
 _LOOK_AGAIN_S = 2.0
@@ -53,6 +55,7 @@ class Deadlines:
         store: Store,
         keys: Keys,
         tasks: Tasks,
+        due: DueTasks,
         queue: TaskQueue,
         mine: Callable[[bytes], bool],
         log: Logger,
@@ -60,6 +63,7 @@ class Deadlines:
         self._store = store
         self._keys = keys
         self._tasks = tasks
+        self._due = due
         self._queue = queue
         self._mine = mine
         self._log = log
@@ -182,7 +186,7 @@ class Deadlines:
     async def _see_to_all(self, callback_list: str, tenant_id: str, now: float) -> float | None:
         """See to the tasks of a list that are due; returns when the next one is."""
         for _ in range(_PAGES_A_LOOK):
-            following, due = await self._tasks.due(callback_list)
+            following, due = await self._due.due(callback_list)
             seen_to = await asyncio.gather(*[self._see_to(callback_list, tenant_id, task) for task in due])
             if not due or not all(seen_to):
                 return following
@@ -218,7 +222,7 @@ class Deadlines:
 
     async def _see_who_is_left(self, callback_list: str, tenant_id: str, due: Due) -> None:
         connections = await session_connections(self._store, self._keys, tenant_id, due.session_id)
-        if not await self._tasks.is_left_alone(callback_list, due, connections):
+        if not await self._due.is_left_alone(callback_list, due, connections):
             return
         found = Found(callback_list, {"session_id": due.session_id})
         with suppress(UnknownTask):
@@ -229,7 +233,7 @@ class Deadlines:
                 self.left_alone += 1
 
     async def _release(self, callback_list: str, tenant_id: str, due: Due) -> None:
-        released = await self._tasks.release(callback_list, due)
+        released = await self._due.release(callback_list, due)
         if released is not None:
             await self._push(callback_list, tenant_id, released)
 

@@ -15,7 +15,8 @@ from backplane.keys import is_id
 from backplane.messages import Message, timestamp, to_entry
 from backplane.position import Batch
 from backplane.session_log import Resumed, Running, SessionLog
-from backplane.tasks import Found, Tasks
+from backplane.task import Found
+from backplane.tasks import Tasks
 from gateway import outgoing
 from gateway.chat import ChatBody, Context, question_entry
 from gateway.encoders.event_id import EventId, format_event_id, parse_event_id

@@ -23,7 +23,7 @@ from backplane.router.dispatch import REASONS
 from backplane.router.transfer import judge
 from backplane.session_log import Begun, Live, Piece, Replaced, StreamEnd, parse_push
 from backplane.settings import ENV_PREFIX, Settings, load
-from backplane.tasks import ENDED
+from backplane.task import ENDED
 from gateway import handshake, outgoing, protocol
 from gateway.chat import Context, build_action, decode_body, fingerprint, timeout_s
 from gateway.errors import ERROR_CODES, ClientError

@@ -10,15 +10,17 @@ from typing import Any
 import structlog
 
 from backplane.appending import Entry
+from backplane.due_tasks import DueTasks
 from backplane.keys import Keys
 from backplane.messages import Message, timestamp, to_entry, with_position
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
 from backplane.store import Store
+from backplane.task import ENDED, Due, Duplicate, Found, NewTask, Reserved
 from backplane.task_cancel import finish_cancel
 from backplane.task_end import end_entry
 from backplane.task_queue import TaskQueue
-from backplane.tasks import ENDED, Due, Duplicate, Found, NewTask, Reserved, Tasks
+from backplane.tasks import Tasks
 
 SETTINGS = Settings(deadline_grace_s=0.0)
 KEYS = SETTINGS.keys()
@@ -48,6 +50,7 @@ class World:
         self.keys: Keys = settings.keys()
         self.list = self.keys.callbacks(tenant_id)
         self.tasks = Tasks(store, self.keys, settings)
+        self.due_tasks = DueTasks(store, self.keys, settings)
         self.queue = TaskQueue(store, self.keys, settings.actions_queue_max)
         self.transfer = Transfer(store, store, self.keys, settings, structlog.get_logger(), on_due)
         self._said = 0
@@ -168,7 +171,7 @@ class World:
         return (await self.record(task_id)).get("status", "")
 
     async def due(self, task_id: str) -> Due:
-        """A task as `Tasks.due` tells it."""
+        """A task as `DueTasks.due` tells it."""
         record = await self.record(task_id)
         return Due(task_id, **{name: record.get(name, "") for name in Due._fields[1:]})
 

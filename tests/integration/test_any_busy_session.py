@@ -11,7 +11,7 @@ import pytest
 from backplane.errors import Busy, RedisUnavailable
 from backplane.scripts import ENQUEUE, RELEASE, SETTLE, Script
 from backplane.store import Store
-from backplane.tasks import ENDED, Duplicate, send_name
+from backplane.task import ENDED, Duplicate, send_name
 from backplane.wire import Argument
 from tests.integration.tasks import KEYS, LIST, OVER_S, QUEUE, World, question
 from tests.integration.test_deadlines import Meddled, Router

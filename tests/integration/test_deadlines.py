@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from backplane.due_tasks import DueTasks
 from backplane.errors import RedisUnavailable
 from backplane.redis_client import parse_redis_url
 from backplane.router.consumer import Consumer
@@ -18,8 +19,9 @@ from backplane.router.deadlines import Deadlines
 from backplane.scripts import ACCEPT, CANCEL, DUE, ENQUEUE, PUT_OFF, Script
 from backplane.settings import Settings
 from backplane.store import Store
+from backplane.task import Reserved, send_name
 from backplane.task_queue import TaskQueue
-from backplane.tasks import Reserved, Tasks, send_name
+from backplane.tasks import Tasks
 from backplane.wire import Argument, Reply
 from tests.integration.tasks import KEYS, LIST, OVER_S, QUEUE, SETTINGS, World
 from tests.support.valkey import Client, eventually
@@ -43,6 +45,7 @@ class Router:
             store,
             KEYS,
             Tasks(store, KEYS, settings),
+            DueTasks(store, KEYS, settings),
             TaskQueue(store, KEYS, settings.actions_queue_max),
             self._mine,
             self.logger.as_logger(),
@@ -231,7 +234,7 @@ async def test_more_tasks_than_one_look_has(world: World, router: Router) -> Non
         await world.look_at_all()
 
     assert router.deadlines.timeouts == 230
-    assert await world.tasks.due(LIST) == (None, [])
+    assert await world.due_tasks.due(LIST) == (None, [])
 
 
 async def test_two_routers(world: World, store: Store) -> None:

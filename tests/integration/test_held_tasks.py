@@ -12,7 +12,7 @@ from backplane.errors import Busy
 from backplane.messages import timestamp
 from backplane.scripts import ENQUEUE, RELEASE, SETTLE, Script
 from backplane.store import Store
-from backplane.tasks import Duplicate, send_name
+from backplane.task import Duplicate, send_name
 from backplane.wire import Argument
 from tests.integration.tasks import KEYS, LIST, OVER_S, QUEUE, SETTINGS, World, question
 from tests.integration.test_deadlines import Meddled, Router, status_is

@@ -143,7 +143,7 @@ async def test_what_comes_behind_it(store: Store, what: str) -> None:
         await world.check_ended_once()
         assert "shown" not in await world.record()
         await world.look_at_all()
-        assert (await world.tasks.due(LIST))[1] == []
+        assert (await world.due_tasks.due(LIST))[1] == []
         assert await world.store.call("EXISTS", KEYS.due(LIST)) == 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.store import Store
-from backplane.tasks import Duplicate, Reserved, send_name
+from backplane.task import Duplicate, Reserved, send_name
 from tests.integration.tasks import KEYS, LIST, OVER_S, QUEUE, SETTINGS, World
 from tests.integration.test_deadlines import Router
 from tests.support.valkey import Client

@@ -24,9 +24,9 @@ from backplane.errors import (
 from backplane.keys import ANY_USER
 from backplane.scripts import PUT_OFF
 from backplane.store import Store
+from backplane.task import ENDED, Duplicate, Found, Reserved, send_name
 from backplane.task_end import end_entry
 from backplane.task_queue import TaskQueue
-from backplane.tasks import ENDED, Duplicate, Found, Reserved, send_name
 from tests.integration.tasks import KEYS, LIST, OVER_S, QUEUE, SETTINGS, World
 from tests.support.valkey import Client
 
@@ -389,12 +389,12 @@ async def test_due_in_order_and_up_to_a_limit(world: World, redis_client: Client
     for number in range(105):
         await world.accept(f"t-{number}", session=f"s-{number}")
         redis_client.zadd(KEYS.due(LIST), {f"t-{number}": 1_000 + number})
-    following, due = await world.tasks.due(LIST)
+    following, due = await world.due_tasks.due(LIST)
     assert [one.task_id for one in due] == [f"t-{number}" for number in range(100)]
     assert following == 1.1
-    _, rest = await world.tasks.due(LIST)
+    _, rest = await world.due_tasks.due(LIST)
     assert [one.task_id for one in rest] == [f"t-{number}" for number in range(100, 105)]
-    following, none = await world.tasks.due(LIST)
+    following, none = await world.due_tasks.due(LIST)
 
     assert none == []
     assert following == pytest.approx(time.time() + 2, abs=1)
@@ -405,24 +405,24 @@ async def test_what_is_told_of_a_due_task(world: World) -> None:
     await world.begin(names=[NAME])
     await world.begin_cancel("t-1", reason="enough")
     await world.look_at_all()
-    _, [due] = await world.tasks.due(LIST)
+    _, [due] = await world.due_tasks.due(LIST)
 
     assert due[:9] == ("t-1", "cancelling", "s-1", "free", QUEUE, NAME, "enough", "agent-sales", "sales")
 
 
 async def test_nothing_is_due(world: World) -> None:
     """A list without tasks says so, one with later ones says when."""
-    assert await world.tasks.due(LIST) == (None, [])
+    assert await world.due_tasks.due(LIST) == (None, [])
     await world.accept()
 
-    assert await world.tasks.due(LIST) == (await world.due_at(), [])
+    assert await world.due_tasks.due(LIST) == (await world.due_at(), [])
 
 
 async def test_a_task_that_is_looked_at_is_looked_at_again(world: World) -> None:
     """In two seconds, in case that who looks now dies."""
     await world.accept()
     await world.look_at_all()
-    _, due = await world.tasks.due(LIST)
+    _, due = await world.due_tasks.due(LIST)
 
     assert len(due) == 1
     assert await world.due_at() == pytest.approx(time.time() + 2, abs=1)
@@ -438,7 +438,7 @@ async def test_a_task_that_needs_nothing(world: World, redis_client: Client, how
     else:
         redis_client.hset(KEYS.task(LIST, "t-1"), "status", "completed")
     await world.look_at_all()
-    _, due = await world.tasks.due(LIST)
+    _, due = await world.due_tasks.due(LIST)
 
     assert [one.task_id for one in due] == ["t-2"]
     assert await world.due_at("t-1") is None
@@ -972,7 +972,7 @@ async def test_any_sequence(world: World, seed: int) -> None:
 
     told = [task_id for session in ("s-1", "s-2") for task_id, _ in await world.ends(session)]
     assert sorted(told) == sorted(ended)
-    assert await world.tasks.due(LIST) == (None, [])
+    assert await world.due_tasks.due(LIST) == (None, [])
     assert await world.running("s-1") == await world.running("s-2") == set()
 
 
@@ -1012,7 +1012,7 @@ async def send(world: World, task_id: str, session: str, choose: random.Random) 
 async def look(world: World) -> None:
     """What a router does with all that is due, as if it were."""
     await world.look_at_all()
-    _, found = await world.tasks.due(LIST)
+    _, found = await world.due_tasks.due(LIST)
     for due in found:
         if due.status == "reserved":
             void = await world.queue.void(due.queue, due.task_id, "run")

@@ -14,7 +14,7 @@ from backplane.open_store import open_store
 from backplane.redis_client import parse_redis_url
 from backplane.router.deadlines import Deadlines
 from backplane.store import Store
-from backplane.tasks import Duplicate, Reserved, send_name
+from backplane.task import Duplicate, Reserved, send_name
 from tests.integration.tasks import LIST, OVER_S, QUEUE, SETTINGS, World, question
 from tests.support.topology import ValkeyCluster
 from tests.support.valkey import running
@@ -46,7 +46,8 @@ def world(store: Store) -> World:
 
 def router(world: World) -> Deadlines:
     logger = FakeLogger().as_logger()
-    return Deadlines(world.store, world.keys, world.tasks, world.queue, lambda _name: True, logger)
+    due = world.due_tasks
+    return Deadlines(world.store, world.keys, world.tasks, due, world.queue, lambda _name: True, logger)
 
 
 def elsewhere(cluster: ValkeyCluster, count: int) -> list[str]:

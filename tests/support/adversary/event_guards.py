@@ -14,7 +14,8 @@ _OWNER = "if owner and owner ~= '' and owner ~= {user} and {user} ~= '*' then re
 
 def no_task_tenant() -> None:
     """A task is found by its id, whichever tenant's it is."""
-    from backplane.tasks import Found, Tasks
+    from backplane.task import Found
+    from backplane.tasks import Tasks
 
     find = Tasks.find
 

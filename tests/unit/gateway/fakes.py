@@ -22,8 +22,9 @@ from backplane.scripts import Script
 from backplane.session_log import History, Mark, Page, Resumed, ResumeStatus, SessionLog, Spoken
 from backplane.slots import Address
 from backplane.store import Store
+from backplane.task import ENDED, Due, Duplicate, Found, NewTask, Reserved
 from backplane.task_queue import TaskQueue, What
-from backplane.tasks import ENDED, Due, Duplicate, Found, NewTask, Reserved, Tasks
+from backplane.tasks import Tasks
 from gateway.feed import Feed
 from gateway.framing import SOCKET_FRAMING, Framing
 from gateway.hub import Hub

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backplane.errors import NotYours, QueueFull, RedisRefused, RedisUnavailable, UnknownTask
-from backplane.tasks import ENDED, NewTask, send_name
+from backplane.task import ENDED, NewTask, send_name
 from gateway.errors import ClientError
 from gateway.identity import ANYONE, OPERATOR, Grant, Stated
 from gateway.tasks import TaskDesk, moment
