@@ -12,7 +12,7 @@ from traceback import format_exc
 from typing import Any
 
 from backplane.appending import ARGUMENTS_AN_ENTRY, Appending
-from backplane.errors import BadCallback, RedisUnavailable
+from backplane.errors import BadCallback, RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.messages import timestamp
@@ -133,6 +133,8 @@ class Transfer:
                 reply, length = await self._move(
                     callback_list, tenant_id, waiting, fence, new_fence, more=left > 0
                 )
+            except RedisRefused:
+                raise
             except RedisUnavailable:
                 self._on_due(callback_list)  # it may have been carried out, and then nobody else knows
                 raise

@@ -166,6 +166,11 @@ class World:
         found = await self.tasks.find(self.tenant_id, task_id)
         return {} if found is None else found.fields
 
+    async def was_accepted(self, task_id: str) -> bool:
+        """Whether anybody was told so: one that is taken back before its action is pushed never was."""
+        record = await self.record(task_id)
+        return bool(record) and ("ended" in record or record.get("unpushed") != "reserved")
+
     async def status(self, task_id: str = "t-1") -> str:
         """A task's; empty if there is no record."""
         return (await self.record(task_id)).get("status", "")

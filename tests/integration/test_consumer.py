@@ -601,7 +601,8 @@ async def test_what_redis_refuses_is_tried_again_but_not_in_a_circle(
             push(redis_client, "acme", callback(1))
             await eventually(lambda: calls(redis_client, "evalsha") + calls(redis_client, "eval") >= 2)
             await asyncio.sleep(0.3)
-            assert calls(redis_client, "evalsha") + calls(redis_client, "eval") <= 6
+            looks = calls(redis_client, "zrange")  # at the lists that have tasks that are due
+            assert calls(redis_client, "evalsha") + calls(redis_client, "eval") - looks <= 6
             assert redis_client.llen(KEYS.callbacks("acme")) == 1
             redis_client.execute_command("ACL", "SETUSER", "router", "+rpush")
             await arrived(redis_client, [1], within_s=3)

@@ -966,7 +966,7 @@ async def test_any_sequence(world: World, seed: int) -> None:
     for task_id, session in accepted.items():
         if await world.status(task_id) not in {"", *ENDED}:
             await world.answer(task_id, session)
-    ended = {task_id for task_id in accepted if await world.record(task_id)}
+    ended = {task_id for task_id in accepted if await world.was_accepted(task_id)}
     for task_id in ended:
         await world.check_ended_once(task_id, accepted[task_id])
 
