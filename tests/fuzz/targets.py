@@ -116,7 +116,10 @@ def handshake_request(data: bytes) -> None:
     except handshake.HandshakeError as error:
         _check_refusal(error)
         return
-    assert SECRET.decode() not in repr(request).replace(request.raw_path, "").replace(request.path, "")
+    shown = repr(request)
+    for path in (request.raw_path, request.path):
+        shown = shown.replace(repr(path)[1:-1], "")
+    assert SECRET.decode() not in shown
     assert request.path == unquote(request.raw_path, errors="strict")
     query = data.split(b" ")[1].decode().partition("?")[2]
     assert request.query == dict(parse_qsl(query, keep_blank_values=True, errors="strict"))
