@@ -15,12 +15,14 @@ def test_streamed_answers_through_drops_and_kills(have: float) -> None:
 
 
 def test_an_answer_that_is_wrong_is_seen() -> None:
-    """A missing piece, one too many, and another text."""
-    right, short, long, other = (streaming.Answer("t-1", "s-1", ["a", "b"]) for _ in range(4))
-    for answer, text in ((right, "ab"), (short, "a"), (long, "abb"), (other, "ba")):
+    """A missing piece, unless the client came behind the end; one too many, and another text."""
+    right, short, late, long, other = (streaming.Answer("t-1", "s-1", ["a", "b"]) for _ in range(5))
+    for answer, text in ((right, "ab"), (short, "a"), (late, "a"), (long, "abb"), (other, "ba")):
         answer.text = answer.streamed = text
         answer.response = "ab"
-    assert streaming.wrong([right, short, long, other]) == [short, long, other]
+        answer.joined_at, answer.over_at = 1.0, 10.0
+    late.joined_at = 11.0
+    assert streaming.wrong([right, short, late, long, other]) == [short, long, other]
 
 
 def test_every_task_ends_once() -> None:

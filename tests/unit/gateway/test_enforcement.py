@@ -25,7 +25,7 @@ NOW = 1_000.0
 
 
 def revocation(kind: Kind, name: str = "", before: float = NOW, tenant: str = "acme") -> Revocation:
-    return Revocation(kind, tenant, name, before, int(time.time()) + 1_000)
+    return Revocation(kind, tenant, name, before, int(time.time()) + 86_400)
 
 
 def grant(
