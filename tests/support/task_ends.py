@@ -80,9 +80,17 @@ class World:
         return f"{random.choice(self.cluster.pods).url}/api/chat/{path}"
 
     async def send(self, session_id: str, timeout_s: int) -> str:
-        headers = {**self._headers(session_id), "X-Task-Timeout": str(timeout_s)}
+        headers = {
+            **self._headers(session_id),
+            "X-Task-Timeout": str(timeout_s),
+            "Idempotency-Key": str(uuid4()),
+        }
         async with self._slots:
-            answer = await self.http.post(self.url("send"), json={"message": "hello"}, headers=headers)
+            try:
+                answer = await self.http.post(self.url("send"), json={"message": "hello"}, headers=headers)
+            except httpx.TransportError as error:  # as a client would: the same again
+                print(f"sent again: {error!r}", flush=True)
+                answer = await self.http.post(self.url("send"), json={"message": "hello"}, headers=headers)
         assert answer.status_code == 200, answer.text
         return str(answer.json()["task_id"])
 
