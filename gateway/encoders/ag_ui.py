@@ -223,13 +223,13 @@ class AgUiEncoder(BaseEncoder):
             self._end_run("RUN_ERROR", message=message, code=code, rawEvent=data)
 
     def _ask(self, tasks: list[Task]) -> None:
-        if self._works():
-            for task in tasks:
-                self._custom("input_required", task.waiting)
-            return
         if self._run is None:
             self._begin_run(tasks[0], None)
-        self._end_run("RUN_FINISHED")
+        if not self._works():
+            self._end_run("RUN_FINISHED")
+            return
+        for task in tasks:
+            self._custom("input_required", task.waiting)
 
     def _progress(self, task: Task, update: Data) -> None:
         if any(value is not None for name, value in update.items() if name != "task_id"):

@@ -437,6 +437,17 @@ def test_question_among_what_was_said_before() -> None:
     assert known.caught_up() == b""
 
 
+def test_question_among_what_was_said_before_while_others_work() -> None:
+    """They are known from the last connection, and nothing is told of them on this one: a run is begun."""
+    have = "*1*0.0.00000000*0.0.00000000*1"
+    known = encoder(resume=parse_event_id(f"{EPOCH}:1!t{have}!u{have}"), replays=True)
+    told(known, message("input_required", "t", input_id="i"))
+    events = [json.loads(event.data) for event in server_events(known.caught_up())]
+
+    assert kinds(events) == ["RUN_STARTED", "CUSTOM"]
+    assert events[-1]["name"] == "input_required"
+
+
 def test_text_from_before_a_question() -> None:
     """It is told although the task waits, and the task still does."""
     session = encoder()
