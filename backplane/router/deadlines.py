@@ -140,14 +140,14 @@ class Deadlines:
         for name in dict.fromkeys([*names, *self._wanted]):
             if name in self._looks:
                 continue
-            wanted = name in self._wanted
-            self._wanted.discard(name)
             if self._mine(name):
+                self._wanted.discard(name)
                 look = asyncio.create_task(self._try_to_look_at(name, now_ms / 1000))
                 self._looks[name] = look
                 look.add_done_callback(partial(self._looked, name))
-            elif wanted:
+            elif name in self._wanted:  # the router that serves it is told
                 await self._store.call("ZADD", self._keys.due_lists, "LT", now_ms, name)
+                self._wanted.discard(name)
 
     def _looked(self, name: bytes, look: asyncio.Task[None]) -> None:
         del self._looks[name]

@@ -104,6 +104,16 @@ def test_a_post_is_sent_and_answered(cluster: Cluster, aes: redis.Redis, kind: s
     assert aes.llen(ACTIONS) == 0
 
 
+def _wait_for_the_next_note(pod: Pod, aes: redis.Redis, session_id: str) -> None:
+    """A pod notes for all its sessions at once what was sent: once this one is noted, the others are."""
+    with Stream(pod.port, events_path(session_id)) as whole:
+        agent = Agent(aes, session_id)
+        agent.finish()
+        whole.logged(1)
+        key = f"ao:{{orchestrator:acme:callbacks}}:s:{session_id}"
+        wait_for(lambda: int(aes.hget(key, "d") or 0) == 1, "it is noted")
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_a_part_was_told_is_still_to_be_told(cluster: Cluster, aes: redis.Redis, kind: str) -> None:
     """A stream of one task does not count for the session: the rest comes to who comes without a cursor."""
@@ -117,7 +127,7 @@ def test_what_a_part_was_told_is_still_to_be_told(cluster: Cluster, aes: redis.R
         agent.say("because")
         agent.finish()
         types(stream, LAST[kind])
-    time.sleep(0.5)  # what was sent is noted by now
+    _wait_for_the_next_note(pod, aes, f"{name}-whole")
     with Stream(cluster.pods[1].port, events_path(name)) as native:
         assert other.task_id in {event.message["task_id"] for event in native.logged(2)}
 
