@@ -29,6 +29,8 @@ from backplane.session_log import (
     parse_push,
 )
 from backplane.store import Store
+from backplane.tracing import NO_TRACER, Tracer
+from gateway.deliveries import Deliveries
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.framing import Framing
 from gateway.marks import Marks
@@ -50,6 +52,7 @@ class Hub:
         log: for operators.
         others: gets the pushes of channels that are no session's.
         merge_s: see `Streams`.
+        tracer: gets the spans of deliveries.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Hub:
         log: Logger,
         others: Callable[[bytes, bytes], None],
         merge_s: float = 0.0,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._store = feed
         self._session_log = session_log
@@ -69,6 +73,7 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self.marks = Marks(session_log, log, self._holds)
         self.streams = Streams(feed, session_log, merge_s, self._spawn)
+        self._deliveries = Deliveries(tracer, log)
         self.delivered = 0
         self.gaps = 0
 
@@ -129,7 +134,7 @@ class Hub:
         group.sockets.append(socket)
         if socket.wants_chunks and (resumed.streams or feed.pieces > pieces):
             self.streams.attach(feed, socket, has)
-        group.send(resumed.page)
+        self._send(group, resumed.page)
         if not self._join_live(feed, group, resumed.head):
             self._spawn(self._read_on(feed, group))
         if socket.generation < feed.replaced:  # that word came before the log's answer
@@ -239,6 +244,15 @@ class Hub:
                 self._deliver(feed, batch)
 
     def _deliver(self, feed: Feed, batch: Batch) -> None:
+        if self._deliveries.on:
+            before, began_ns = self.delivered, time.time_ns()
+            self._deliver_live(feed, batch)
+            sockets = (self.delivered - before) // max(1, len(batch.entries))
+            self._deliveries.told(batch, sockets, began_ns)
+        else:
+            self._deliver_live(feed, batch)
+
+    def _deliver_live(self, feed: Feed, batch: Batch) -> None:
         for group in feed.catching:
             group.keep(batch)
         if feed.streams:
@@ -266,6 +280,13 @@ class Hub:
         if lost:
             self.gaps += 1
             self._catch_up(feed, lost)
+
+    def _send(self, group: CatchUp, batch: Batch) -> None:
+        """Send what was missed."""
+        if self._deliveries.on:
+            self._deliveries.watch(group, batch)
+        else:
+            group.send(batch)
 
     def _deliver_unlogged(self, feed: Feed, text: bytes) -> None:
         """Best effort: who cannot take it now gets the whole answer from the log."""
@@ -330,7 +351,7 @@ class Hub:
                     return
                 if page.epoch != feed.epoch:
                     self._begin_epoch(feed, page.epoch)
-                group.send(page.batch)
+                self._send(group, page.batch)
                 if self._join_live(feed, group, page.head):
                     return
         finally:
@@ -356,7 +377,7 @@ class Hub:
                 group.live_bytes = 0
                 return False
             if merged:
-                group.send(Batch(group.position.epoch, group.position.seq + 1, merged))
+                self._send(group, Batch(group.position.epoch, group.position.seq + 1, merged))
         feed.catching.remove(group)
         feed.sockets += group.sockets
         joined = [socket for socket in group.sockets if not socket.behind]

@@ -10,6 +10,7 @@ import asyncio
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from backplane.trace_context import NO_TRACE
 from gateway.close_codes import CloseCode
 from gateway.feed import Feed
 from gateway.framing import Framing
@@ -37,6 +38,7 @@ class Listener(asyncio.Protocol):
     Attributes:
         framing: how messages are written to it.
         renewal: what its client does when its token has expired.
+        trace: of the request that opened it; what is said on it belongs there unless it says another.
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Listener(asyncio.Protocol):
         "state",
         "token_ends",
         "topics",
+        "trace",
         "wants_chunks",
     )
 
@@ -90,6 +93,7 @@ class Listener(asyncio.Protocol):
         self.counted = False  # counted on all pods
         self.token_ends = 0  # the second in which `gateway.expiry` looks at it
         self.topics: set[str] | None = None
+        self.trace = NO_TRACE
 
     # asyncio.Protocol
 
