@@ -92,7 +92,9 @@ class Output:
     def open(self) -> None:
         """Write by a thread from now on, to what is stdout now."""
         try:
-            descriptor = os.dup(sys.stdout.fileno())  # its own: nobody is to wait for the thread to be done with it
+            descriptor = os.dup(
+                sys.stdout.fileno()
+            )  # its own: nobody is to wait for the thread to be done with it
         except (io.UnsupportedOperation, ValueError, OSError):
             return  # it is no file
         self._writer = Writer(descriptor, self._tell_dropped)

@@ -124,9 +124,20 @@ def span_of_task(task_id: str) -> str:
 
 class _Echoed(msgspec.Struct):
     traceparent: Any = None
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
+    queue_metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _decode_echoed = msgspec.json.Decoder(_Echoed).decode
+
+
+def passed_on(callback: bytes) -> TraceContext | None:
+    """The trace that a callback says, as it came."""
+    try:
+        found = _decode_echoed(callback)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return echoed(found.metadata, found.traceparent, found.queue_metadata)
 
 
 def echoed(*places: Any) -> TraceContext | None:

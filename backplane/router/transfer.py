@@ -192,7 +192,7 @@ class Transfer:
     ) -> tuple[list[Any], int]:
         now = time.time()
         moves = judge(waiting, tenant_id, timestamp(now), int(self._take[2]), self._sampled)
-        watched = self._watch.begin(tenant_id, moves.sessions) if self._watch.on else None
+        watched = self._watch.begin(tenant_id, moves.sessions, waiting) if self._watch.on else None
         keys, names = self._keys, [callback_list, self._keys.fence(callback_list)]
         if keys.is_spread(tenant_id) or keys.number_of(callback_list.encode()):
             await self._send_on(moves, callback_list, tenant_id, waiting)

@@ -8,17 +8,25 @@ pass on.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from backplane.appending import ARGUMENTS_AN_ENTRY
 from backplane.log import LEVEL, Logger
-from backplane.trace_context import TraceContext, of_entry, parse_traceparent, span_of_task, with_span
+from backplane.trace_context import (
+    TraceContext,
+    of_entry,
+    of_task,
+    parse_traceparent,
+    passed_on,
+    span_of_task,
+    with_span,
+)
 from backplane.tracing import Span, Tracer
 from backplane.wire import Argument
 
 _KINDS = {"t": "end", "p": "progress", "c": "piece", "": "event"}
-_BODY, _KIND, _TASK, _DETAIL = 2, 3, 4, 5
+_BODY = 2
 
 
 class _Seen(NamedTuple):
@@ -53,25 +61,34 @@ class TransferWatch:
         """Whether somebody does."""
         return LEVEL.debug or self.tracer.on
 
-    def begin(self, tenant_id: str, sessions: Mapping[str, list[Argument]]) -> Watched:
+    def begin(
+        self, tenant_id: str, sessions: Mapping[str, list[Argument]], waiting: Sequence[Any]
+    ) -> Watched:
         """A batch is about to be moved.
 
         Args:
+            waiting: the callbacks, as they came.
             sessions: the entries of each, as their arguments (see `backplane.appending.Entry`); where there
                 will be spans, they are made to name them.
         """
-        return Watched(self, tenant_id, sessions)
+        return Watched(self, tenant_id, sessions, waiting)
 
 
 class Watched:
     """A batch that is being moved."""
 
-    def __init__(self, watch: TransferWatch, tenant_id: str, sessions: Mapping[str, list[Argument]]) -> None:
+    def __init__(
+        self,
+        watch: TransferWatch,
+        tenant_id: str,
+        sessions: Mapping[str, list[Argument]],
+        waiting: Sequence[Any],
+    ) -> None:
         self._watch = watch
         self._tenant_id = tenant_id
         self._began_ns = time.time_ns()
         self._seen = [
-            _see(session_id, arguments, at, spans=watch.tracer.on)
+            _see(session_id, arguments, at, waiting, spans=watch.tracer.on)
             for session_id, arguments in sessions.items()
             for at in range(0, len(arguments), ARGUMENTS_AN_ENTRY)
         ]
@@ -123,14 +140,18 @@ class Watched:
         )
 
 
-def _see(session_id: str, arguments: list[Argument], at: int, *, spans: bool) -> _Seen:
-    digest, body, kind, task_id, detail = arguments[at + 1 : at + ARGUMENTS_AN_ENTRY]
+def _see(
+    session_id: str, arguments: list[Argument], at: int, waiting: Sequence[Any], *, spans: bool
+) -> _Seen:
+    position, digest, body, kind, task_id, detail = arguments[at : at + ARGUMENTS_AN_ENTRY]
     assert isinstance(digest, bytes)
     assert isinstance(body, bytes)
     before, span_id = of_entry(body), ""
     if spans and before is not None and digest:
         span_id = digest[:8].hex()
         arguments[at + _BODY] = with_span(body, span_id)
+    if kind == "c" and LEVEL.debug:  # its message has no place for a trace
+        before = passed_on(waiting[int(position)]) or of_task(str(task_id), 0)
     shown = detail.decode() if isinstance(detail, bytes) else str(detail)
     return _Seen(session_id, str(kind), str(task_id), shown, before, span_id)
 
