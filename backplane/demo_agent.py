@@ -232,7 +232,7 @@ class DemoAgent:
         try:
             action = read_action(raw)
         except ValueError as error:
-            self._log.warning("action_unreadable", error=str(error), begins=ascii(raw[:100]))
+            self._log.warning("action_unreadable", error=str(error))
             return
         if isinstance(action, Run):
             await self._answer(action)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from backplane.log import LEVEL, Logger
+from backplane.log import LEVEL, LEVELS, Logger
 
 SIGNAL_S = 600.0
 
@@ -40,8 +40,9 @@ class LevelSwitch:
         if for_s is not None:
             self._timer = asyncio.get_running_loop().call_later(for_s, self.back)
         before = LEVEL.name
-        LEVEL.set(level)
+        LEVEL.set(min(before, level, key=LEVELS.__getitem__))  # it is told if either of the two would
         self._log.warning("log_level_changed", to=level, before=before, for_s=for_s)
+        LEVEL.set(level)
 
     def back(self) -> None:
         """Print what the settings say."""

@@ -113,7 +113,8 @@ async def on_http_exception(_request: Request, error: Exception) -> Response:
 
 async def on_mistake(request: Request, error: Exception) -> Response:
     """Starlette's handler for what nobody expected; the traceback goes to the log, not to the client."""
-    get_logger(process="pod").error("request_failed", path=request.url.path, exc_info=error)
+    route = getattr(request.scope.get("route"), "path", None)
+    get_logger(process="pod").error("request_failed", route=route, exc_info=error)
     return problem_response(ClientError(500, "internal_error", "a mistake of ours; it has been logged"))
 
 

@@ -3,7 +3,7 @@
     python -m tests.support.follow_trace
 
 Real processes (two pods, the router, the demo agent) log at the level debug and send their spans to a
-collector in this process. A message goes in by each way, with a trace of its client's and without; each station
+collector in this process. A message goes in by each way, with a trace of its client and without; each station
 is printed, and the links between the spans are checked.
 """
 

@@ -398,7 +398,7 @@ async def test_a_mistake_of_ours(pod: StubPod, client: httpx.AsyncClient) -> Non
 
     check_problem(response, 500, "internal_error")
     assert "secret" not in response.text
-    assert [(event["event"], event["path"]) for event in logs] == [("request_failed", "/api/chat/send")]
+    assert [(event["event"], event["route"]) for event in logs] == [("request_failed", "/api/chat/send")]
     assert isinstance(logs[0]["exc_info"], ZeroDivisionError)
 
 
