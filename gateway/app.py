@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from backplane.log import get_logger
 from backplane.presence import Summary, living
 from gateway.access_log import AccessLog
 from gateway.admin_endpoints import AdminEndpoints
@@ -87,7 +88,7 @@ class _LocalPages:
 def _app(pod: Pod, routes: list[Route]) -> Starlette:
     middleware = []
     if pod.settings.access_log:
-        middleware.append(Middleware(AccessLog, log=pod.log))
+        middleware.append(Middleware(AccessLog, log=get_logger(process="pod", pod_id=pod.id)))
     if pod.settings.auth == "none":
         middleware.append(Middleware(_LocalPages, pod=pod))
     if pod.origins.pattern is not None:

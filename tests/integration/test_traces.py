@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -14,24 +13,12 @@ from backplane.router.transfer import Transfer
 from backplane.store import Store
 from backplane.task import Duplicate, send_name
 from backplane.trace_context import TraceContext, of_task, parse_traceparent
-from backplane.tracing import Span, Tracer
 from tests.integration.tasks import OVER_S, World
+from tests.support.spans import Spans
 
 NAME = send_name("key", "s-1", "n")
 CLIENTS = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
 AGENTS = CLIENTS.child("a" * 16)
-
-
-class Spans(Tracer):
-    """Keeps what it is told."""
-
-    on = True
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-
-    def record(self, span: Span) -> None:
-        self.spans.append(span)
 
 
 @pytest.fixture
@@ -130,7 +117,7 @@ async def test_a_send_again_is_told_the_trace_of_the_first(world: World, task_id
 # Spans.
 
 
-def watched(world: World, **settings: Any) -> Spans:
+def watched(world: World) -> Spans:
     """Have the router's spans kept."""
     spans = Spans()
     world.transfer = Transfer(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from backplane.errors import LimitReached, RedisUnavailable
+from backplane.log import LEVEL
 from backplane.revocations import Kind, Revocation
 from gateway import control
 from gateway.control import CloseOrder
@@ -556,3 +557,58 @@ async def test_limits_of_no_tenant(pod: StubPod, client: httpx.AsyncClient, name
     check_problem(await client.get(path, headers=operator(pod)), 400, "invalid_id")
     check_problem(await client.put(path, json={}, headers=operator(pod)), 400, "invalid_id")
     assert pod.commands.called == []
+
+
+# The log level.
+
+
+LOG_LEVEL = "/api/admin/log-level"
+
+
+@pytest.fixture
+def _level() -> Iterator[None]:
+    before = LEVEL.name
+    yield
+    LEVEL.set(before)
+
+
+@pytest.mark.usefixtures("_level")
+async def test_the_log_level(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """An operator changes it, for a while or for good; the answer says of which pod, and how it stands."""
+    by = operator(pod)
+    changed = await client.put(LOG_LEVEL, json={"level": "debug", "for_s": 60}, headers=by)
+    assert changed.status_code == 200
+    assert (changed.json()["level"], LEVEL.name, changed.json()["pod_id"]) == ("debug", "debug", pod.id)
+    assert 59 < changed.json()["left_s"] <= 60
+    told = (await client.get(LOG_LEVEL, headers=by)).json()
+    assert (told["level"], told["configured"], told["lines_dropped"]) == ("debug", "info", 0)
+    forever = (await client.put(LOG_LEVEL, json={"level": "warning"}, headers=by)).json()
+    assert (forever["level"], forever["left_s"], LEVEL.name) == ("warning", None, "warning")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+async def test_the_log_level_is_for_operators(pod: StubPod, client: httpx.AsyncClient, method: str) -> None:
+    """A log has what is of all tenants."""
+    body = {"level": "debug"}
+    before = LEVEL.name
+    for headers, code in (
+        (tenant(pod), "forbidden"),
+        (pod.bearer("stats", tenant=OPERATOR), "scope_missing"),
+    ):
+        response = await client.request(method, LOG_LEVEL, json=body, headers=headers)
+        check_problem(response, 403, code)
+    check_problem(await client.request(method, LOG_LEVEL, json=body), 401, "token_missing")
+    assert LEVEL.name == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"level": "trace"}, {"level": "DEBUG"}, {"level": 10}, {"level": "debug", "for_s": 0},
+        {"level": "debug", "for_s": -1}, {"level": "debug", "for_s": 86_401}, {"level": "debug", "for": 1},
+    ],
+)  # fmt: skip
+async def test_levels_that_are_none(pod: StubPod, client: httpx.AsyncClient, body: Any) -> None:
+    before = LEVEL.name
+    check_problem(await client.put(LOG_LEVEL, json=body, headers=operator(pod)), 422, "invalid_field")
+    assert LEVEL.name == before

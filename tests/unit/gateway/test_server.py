@@ -11,7 +11,9 @@ import pytest
 
 from backplane.errors import ConfigurationError
 from backplane.settings import Settings
-from gateway.server import Stopping, check_exposure, listening_socket
+from gateway.app import build_app
+from gateway.server import Room, Stopping, _config, check_exposure, listening_socket
+from tests.unit.gateway.web import StubPod
 
 LOOPBACK = "127.0.0.1"
 
@@ -54,6 +56,13 @@ def test_without_tokens_on_a_network(host: str) -> None:
         check_exposure(Settings(auth="none", host=host))
     check_exposure(Settings(auth="none", host=host, allow_insecure=True))
     check_exposure(Settings(auth="jwt", host=host))
+
+
+@pytest.mark.parametrize("seconds", [75, 7])
+def test_idle_connections_are_kept(seconds: int) -> None:
+    """As long as is set, by default longer than load balancers keep theirs; uvicorn's own are 5 s."""
+    pod = StubPod(**({} if seconds == 75 else {"keep_alive_s": seconds})).as_pod()
+    assert _config(pod, build_app(pod), Room(100, 100)).timeout_keep_alive == seconds
 
 
 def test_pods_share_a_port(closing: ExitStack) -> None:

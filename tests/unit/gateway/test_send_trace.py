@@ -1,0 +1,182 @@
+"""A send's trace: whose it is, what its span says, and what is logged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from backplane.errors import QueueFull
+from backplane.log import LEVEL
+from backplane.trace_context import TraceContext, of_task, parse_traceparent, sample_bound
+from gateway.chat import ChatBody, Context
+from gateway.errors import ClientError
+from gateway.identity import ANYONE, Identity
+from gateway.send_trace import SendTraces
+from tests.support.spans import Spans
+from tests.unit.gateway.fakes import settle
+from tests.unit.gateway.sockets import WHO, Pod
+from tests.unit.gateway.web import StubPod, client_of, send
+
+CLIENTS = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
+UPGRADE = TraceContext("a" * 32, "b" * 16, sampled=False)
+SAMPLED_TASK = "3f2504e0-4f89-41d3-9a00-000000000000"
+WHOSE = Identity("acme", "free", "s-1", "ann", None, ANYONE)
+
+
+class World:
+    """A pod that sends, and keeps its spans and log events."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.pod = StubPod(**settings)
+        self.spans = Spans()
+        logger = self.pod.logger.as_logger()
+        self.traces = self.pod.sender._traces = SendTraces(self.pod.settings, self.spans, logger)
+
+    async def send(self, trace: TraceContext | None = None, **more: Any) -> dict[str, Any]:
+        traceparent = None if trace is None else trace.traceparent
+        context = Context("sales", traceparent=traceparent, **more)
+        return (await self.pod.sender.send(WHOSE, context, ChatBody("hello"))).answer
+
+    def told(self) -> TraceContext | None:
+        """What the last action says."""
+        return parse_traceparent(json.loads(self.pod.queue.pushed[-1][1])["metadata"]["traceparent"])
+
+    def record(self, task_id: str) -> dict[str, str]:
+        return self.pod.tasks.records["orchestrator:acme:callbacks", task_id]
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def test_a_send_without_a_trace(world: World) -> None:
+    """Its task is its trace, which needs no place in the record; not sampled, it has no span."""
+    answer = await world.send()
+    own = of_task(answer["task_id"], 0)
+    assert (world.told(), answer["trace_id"]) == (own, own and own.trace_id)
+    assert "traceparent" not in world.record(answer["task_id"])
+    assert not world.spans.spans
+
+
+async def test_a_send_that_is_sampled() -> None:
+    """The span's id is in the task's, so that whoever knows the task knows what to hang his own from."""
+    world = World(trace_sample_ratio=1.0)
+    answer = await world.send()
+    [span] = world.spans.spans
+    assert span.own == of_task(answer["task_id"], sample_bound(1)) == world.told()
+    assert (span.name, span.kind, span.parent, span.error) == ("send", "producer", None, "")
+    assert [name for name, _at in span.events] == ["charged", "accepted", "pushed"]
+    times = [span.began_ns, *(at for _name, at in span.events), span.ended_ns]
+    assert times == sorted(times)
+    assert span.attributes["orchestrator.task_id"] == answer["task_id"]
+    assert span.attributes["messaging.destination.name"] == answer["queue_name"]
+
+
+async def test_a_clients_trace(world: World) -> None:
+    """Goes on under a span of our own, and stays with the task."""
+    answer = await world.send(CLIENTS, tracestate="a=1")
+    [span] = world.spans.spans
+    assert (span.parent, span.tracestate) == (CLIENTS, "a=1")
+    assert span.own == world.told()
+    assert span.own.trace_id == answer["trace_id"] == CLIENTS.trace_id
+    assert world.record(answer["task_id"])["traceparent"] == span.own.traceparent
+    assert json.loads(world.pod.queue.pushed[0][1])["metadata"]["tracestate"] == "a=1"
+
+
+@pytest.mark.parametrize("on", [True, False])
+async def test_a_clients_trace_without_a_span(world: World, on: bool) -> None:
+    """If it is not sampled, or nobody collects spans, it goes on as it came."""
+    world.spans.on = on
+    trace = UPGRADE if on else CLIENTS
+    answer = await world.send(trace)
+    assert world.told() == trace
+    assert world.record(answer["task_id"])["traceparent"] == trace.traceparent
+    assert not world.spans.spans
+
+
+async def test_a_send_again(world: World) -> None:
+    """Is told the trace of the first, and says so in what it pushes in its place."""
+    first = await world.send(CLIENTS, idempotency_key="k")
+    told = world.told()
+    world.record(first["task_id"])["status"] = "reserved"
+    world.pod.queue.marks.clear()
+    again = await world.send(UPGRADE, idempotency_key="k")
+    assert (again["duplicate"], again["trace_id"]) == (True, CLIENTS.trace_id)
+    assert world.told() == told
+    without = await world.send(idempotency_key="k")
+    assert without["trace_id"] == CLIENTS.trace_id
+
+
+async def test_a_send_that_is_refused(world: World) -> None:
+    """Has a span that says why, and a log event."""
+    world.pod.queue.refusal = QueueFull("full")
+    with pytest.raises(ClientError):
+        await world.send(CLIENTS)
+    [span] = world.spans.spans
+    assert (span.error, span.parent) == ("queue_full", CLIENTS)
+
+
+async def test_log_events_of_a_send(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None at the default level; at debug those that a message is followed by, each with all ids."""
+    await world.send(CLIENTS)
+    assert not world.pod.logger.names
+    monkeypatch.setattr(LEVEL, "debug", True)
+    answer = await world.send(CLIENTS)
+    assert world.pod.logger.names == ["action_pushed", "message_accepted"]
+    for _level, _event, fields in world.pod.logger.events:
+        assert fields.items() >= {
+            "tenant_id": "acme", "session_id": "s-1", "task_id": answer["task_id"],
+            "trace_id": CLIENTS.trace_id,
+        }.items()  # fmt: skip
+
+
+# Where clients say it.
+
+
+async def test_headers_of_a_send() -> None:
+    """Two traceparents are none; a state without a parent is none; several states are one."""
+    pod = StubPod()
+    async with client_of(pod) as client:
+        await send(client, traceparent=CLIENTS.traceparent, tracestate="a=1, b=2")
+        await send(client, tracestate="a=1")
+        await send(client, traceparent=f"{CLIENTS.traceparent},{CLIENTS.traceparent}", tracestate="a=1")
+        await send(client, traceparent=CLIENTS.traceparent, tracestate="A=1")
+    told = [json.loads(raw)["metadata"] for _name, raw in pod.queue.pushed]
+    assert [one.get("tracestate") for one in told] == ["a=1,b=2", None, None, None]
+    traces = [one["traceparent"] == CLIENTS.traceparent for one in told]
+    assert traces == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, UPGRADE),
+        ({"traceparent": CLIENTS.traceparent, "tracestate": "a=1"}, CLIENTS),
+        ({"traceparent": "nonsense"}, UPGRADE),
+        ({"traceparent": {"deep": [1]}, "tracestate": 7}, UPGRADE),
+    ],
+)
+async def test_a_message_on_a_socket(said: dict[str, Any], expected: TraceContext) -> None:
+    """Its own trace counts, else that of the request that opened the socket."""
+    pod = Pod()
+    client = pod.asks(f"/ws/s-1?{WHO}&agent_id=sales", traceparent=UPGRADE.traceparent, tracestate="u=1")
+    await settle()
+    client.say(type="chat", message="hello", ref=1, **said)
+    await settle()
+    [action] = pod.queue.actions
+    assert parse_traceparent(action["metadata"]["traceparent"]) == expected
+    assert action["metadata"]["tracestate"] == ("a=1" if expected == CLIENTS else "u=1")
+    ack = client.messages[-1]
+    assert (ack["type"], ack["data"]["trace_id"]) == ("ack", expected.trace_id)
+
+
+async def test_what_a_user_says_is_in_the_log_with_its_trace(world: World) -> None:
+    """For the others of his devices."""
+    answer = await world.send(CLIENTS)
+    question = world.record(answer["task_id"])["question"]
+    assert question.endswith(
+        f'"metadata":{{"traceparent":"{world.record(answer["task_id"])["traceparent"]}",'
+    )
