@@ -77,7 +77,7 @@ def test_bad_handshakes_are_told_over_the_socket(
     cluster: Cluster, session_id: str, query: dict[str, str], code: str
 ) -> None:
     """Missing or malformed ids, tier and cursor: an error that a browser can read, then 4504."""
-    with open_socket(cluster.pods[0], session_id, **query) as socket:
+    with open_socket(cluster.pods[0], session_id, headers=None, **query) as socket:
         message = receive(socket)
         assert (message["type"], message["data"]["error_code"]) == ("error", code)
         assert close_code(socket) == 4504

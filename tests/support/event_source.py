@@ -87,7 +87,7 @@ class Stream:
         self.headers = {name.lower(): value for name, _, value in (one.partition(": ") for one in given)}
         self._chunked = self.headers.get("transfer-encoding") == "chunked"
         self.body = b""
-        if self.status != 200:
+        if self.status != 200 and method != "HEAD":
             size = int(self.headers.get("content-length", 0))
             while len(self.rest) < size and self.fill():
                 pass
