@@ -29,6 +29,7 @@ from backplane.session_log import (
     parse_push,
 )
 from backplane.store import Store
+from gateway.delays import Delays
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.framing import Framing
 from gateway.marks import Marks
@@ -50,6 +51,7 @@ class Hub:
         log: for operators.
         others: gets the pushes of channels that are no session's.
         merge_s: see `Streams`.
+        delays: told what goes out when.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Hub:
         log: Logger,
         others: Callable[[bytes, bytes], None],
         merge_s: float = 0.0,
+        delays: Delays | None = None,
     ) -> None:
         self._store = feed
         self._session_log = session_log
@@ -69,8 +72,11 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self.marks = Marks(session_log, log, self._holds)
         self.streams = Streams(feed, session_log, merge_s, self._spawn)
+        self._delays = delays or Delays()
         self.delivered = 0
+        self.caught_up = 0
         self.gaps = 0
+        self.restarts = 0
 
     @property
     def sessions(self) -> int:
@@ -129,7 +135,7 @@ class Hub:
         group.sockets.append(socket)
         if socket.wants_chunks and (resumed.streams or feed.pieces > pieces):
             self.streams.attach(feed, socket, has)
-        group.send(resumed.page)
+        self._send(group, resumed.page)
         if not self._join_live(feed, group, resumed.head):
             self._spawn(self._read_on(feed, group))
         if socket.generation < feed.replaced:  # that word came before the log's answer
@@ -162,9 +168,10 @@ class Hub:
         elif feed.streams and socket.wants_chunks:
             self.streams.go_on(feed)
 
-    def acked(self, feed: Feed) -> None:
-        """A client has acknowledged messages: a socket's `sent` has moved."""
+    def acked(self, feed: Feed, seq: int) -> None:
+        """A client has acknowledged messages up to ``seq``: its socket's `sent` has moved."""
         self.marks.add(feed)
+        self._delays.acked(feed, seq)
 
     def _feed(self, channel: bytes) -> Feed:
         feed = self._feeds.get(channel)
@@ -263,9 +270,10 @@ class Hub:
                 lost.append(socket)
         if made:
             self.marks.add(feed)
+            self._delays.delivered(feed, batch)
         if lost:
             self.gaps += 1
-            self._catch_up(feed, lost)
+            self._catch_up(feed, lost, missed=True)
 
     def _deliver_unlogged(self, feed: Feed, text: bytes) -> None:
         """Best effort: who cannot take it now gets the whole answer from the log."""
@@ -297,17 +305,23 @@ class Hub:
         if feed.sockets:
             self._read_from(feed, list(feed.sockets), before)
 
-    def _catch_up(self, feed: Feed, sockets: list[Subscriber]) -> None:
+    def _catch_up(self, feed: Feed, sockets: list[Subscriber], *, missed: bool = False) -> None:
         """Read on from the log for sockets that are not at its head."""
-        self._read_from(feed, sockets, feed.epoch or "")
+        self._read_from(feed, sockets, feed.epoch or "", missed=missed)
 
-    def _read_from(self, feed: Feed, sockets: list[Subscriber], epoch: str) -> None:
+    def _read_from(self, feed: Feed, sockets: list[Subscriber], epoch: str, *, missed: bool = False) -> None:
         for socket in sockets:
             feed.sockets.remove(socket)
             socket.behind = False
-        group = CatchUp(sockets, Position(epoch, min(socket.seq for socket in sockets)))
+        group = CatchUp(sockets, Position(epoch, min(socket.seq for socket in sockets)), missed=missed)
         feed.catching.append(group)
         self._spawn(self._read_on(feed, group))
+
+    def _send(self, group: CatchUp, batch: Batch) -> None:
+        sent = group.send(batch)
+        self.caught_up += sent
+        if sent and group.missed:
+            self._delays.missed(batch.entries)
 
     async def _read_on(self, feed: Feed, group: CatchUp) -> None:
         try:
@@ -330,7 +344,7 @@ class Hub:
                     return
                 if page.epoch != feed.epoch:
                     self._begin_epoch(feed, page.epoch)
-                group.send(page.batch)
+                self._send(group, page.batch)
                 if self._join_live(feed, group, page.head):
                     return
         finally:
@@ -356,7 +370,7 @@ class Hub:
                 group.live_bytes = 0
                 return False
             if merged:
-                group.send(Batch(group.position.epoch, group.position.seq + 1, merged))
+                self._send(group, Batch(group.position.epoch, group.position.seq + 1, merged))
         feed.catching.remove(group)
         feed.sockets += group.sockets
         joined = [socket for socket in group.sockets if not socket.behind]
@@ -372,6 +386,7 @@ class Hub:
 
     def _restart(self, sockets: Iterable[Subscriber], reason: str) -> None:
         for socket in list(sockets):
+            self.restarts += 1
             socket.restart(reason)
 
     # After a lost connection, and every few seconds.
@@ -412,8 +427,9 @@ class Hub:
         seq = head.seq if head is not None and head.epoch == feed.epoch else -1
         off = [socket for socket in feed.sockets if socket.seq != seq and not socket.behind]
         if off:
-            self.gaps += any(socket.seq < seq for socket in off)
-            self._catch_up(feed, off)
+            missed = any(socket.seq < seq for socket in off)
+            self.gaps += missed
+            self._catch_up(feed, off, missed=missed)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

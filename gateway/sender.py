@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from gateway.access import AgentAccess
 from gateway.chat import ChatBody, Context, build_action, context_id, fingerprint, question_entry, timeout_s
 from gateway.errors import ClientError, redis_unavailable, session_taken
 from gateway.identity import Identity, check_agent, check_scope
+from gateway.metrics import PodMetrics
 from gateway.rate_headers import over_the_limit, rate_headers
 from gateway.tasks import TaskDesk
 
@@ -60,7 +62,9 @@ class Sender:
         desk: TaskDesk,
         limiter: RateLimiter,
         access: AgentAccess,
+        metrics: PodMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or PodMetrics(settings)
         self._settings = settings
         self._keys = keys
         self._log = log
@@ -80,6 +84,23 @@ class Sender:
             ClientError: 403 what the token does not allow, or another user's session, 409 its name was used
                 for another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
         """
+        began, outcome = time.monotonic(), "failed"
+        try:
+            accepted = await self._send(identity, context, body)
+            outcome = "repeated" if accepted.answer["duplicate"] else "accepted"
+            return accepted
+        except ClientError as error:
+            outcome = "refused" if error.status < 500 else "failed"
+            raise
+        except asyncio.CancelledError:
+            outcome = "given_up"
+            raise
+        finally:
+            self._metrics.count_send(identity.tenant_id, identity.tenant_tier, outcome)
+            if outcome == "accepted":
+                self._metrics.accept.of(identity.tenant_tier).observe(time.monotonic() - began)
+
+    async def _send(self, identity: Identity, context: Context, body: ChatBody) -> Accepted:
         check_scope(identity.grant, "chat")
         check_agent(identity.grant, context.agent_id)
         try:

@@ -38,7 +38,8 @@ local function appender(lineage, at)
   local most_text, every = tonumber(ARGV[at + 11]), tonumber(ARGV[at + 12])
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
-  local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0, collapsed = 0, soon = 0}
+  local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0, collapsed = 0, soon = 0,
+                  seen = {}}
 
   local function publish(channel, payload)
     local reply = redis.pcall(publish_command, channel, payload)
@@ -80,7 +81,7 @@ local function appender(lineage, at)
     local head = tonumber(record[2] or 0)
     local bytes, grown = tonumber(record[4] or 0), 0
     local entries, scores, mine, segments, left_out = {}, {}, {}, {}, false
-    local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every)
+    local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every, counts.seen)
     local streams = speech(task_prefix, base, now, task_kept, most_text)
 
     local function enter(digest, body)

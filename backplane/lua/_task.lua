@@ -28,8 +28,12 @@ local function let_go_on(prefix, active, due, now)
 end
 
 local LATE_ANSWER_MAX = 65536
+local NOTED_FIELDS = {
+  'status', 'first', 'started', 'latest', 'deadline', 'question', 'shown', 'pending', 'session_id', 'accepted', 'tier',
+  'agent_id',
+}
 
--- task_notes(prefix, base, epoch, now, kept, grace, show, every) -> what to do with the task records of one session's
+-- task_notes(prefix, base, epoch, now, kept, grace, show, every, seen) -> what to do with the task records of one session's
 -- entries.
 --   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
 --   is_over(task): the same, of what is only streamed
@@ -42,17 +46,17 @@ local LATE_ANSWER_MAX = 65536
 --     of its answer whether an attempt begins with it
 --   repeated(task, detail): a report of it that is in the log: its time may go on all the same
 --   is_known(task), is_foreign(task): whether it has a record; whether that is of another session
+--   into `seen` goes what operators want to know: 'started' or how a task ended, ms since it was accepted, tier, agent
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun, and whether a
 --     router has to look at the list soon
-local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
+local function task_notes(prefix, base, epoch, now, kept, grace, show, every, seen)
   local found, notes, waits, begun, soon = {}, {}, {}, {}, false
   local active, due = base .. ':tasks', string.sub(prefix, 1, -3) .. 'due'
   local session = string.sub(base, #prefix + 1)  -- both begin alike, but for one letter
 
   local function status_of(task)
     if found[task] == nil then
-      local fields = {'status', 'first', 'started', 'latest', 'deadline', 'question', 'shown', 'pending', 'session_id'}
-      local reply = redis.pcall('HMGET', prefix .. task, unpack(fields))
+      local reply = redis.pcall('HMGET', prefix .. task, unpack(NOTED_FIELDS))
       if type(reply) ~= 'table' or reply.err then reply = {false} end
       if reply[1] and reply[9] ~= session then reply = {false, foreign = true} end
       found[task] = reply
@@ -138,6 +142,11 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
     record[5], fields.deadline, fields.due = deadline, deadline, true
   end
 
+  local function measure(what, record)
+    local after = math.max(0, now - tonumber(record[10] or now))
+    seen[#seen + 1] = string.format('%s %.0f %s %s', what, after, record[11] or '', record[12] or '')
+  end
+
   local function note(task, kind, detail, seq, begins)
     local record = status_of(task)
     if not runs(task) then return end  -- started elsewhere, or known to have ended
@@ -149,6 +158,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
     end
     if not record[3] then
       record[3], fields.started = now, now
+      measure('started', record)
       if kind ~= 't' then begun[#begun + 1] = task end
     end
     local status, attempt, more = string.match(detail, '^([%a_]+)#?(%d*) ?(.*)$')
@@ -156,6 +166,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every)
     if record[1] == 'reserved' then fields.due = true end  -- so it was pushed, and is waited for until its deadline
     if kind == 't' then
       record[1], fields.status, fields.ended = status, status, now
+      measure(status, record)
       if more ~= '' then fields.usage = more end
       return
     end

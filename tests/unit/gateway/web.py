@@ -18,6 +18,7 @@ from gateway.app import build_admin_app, build_app
 from gateway.auth import Authenticator
 from gateway.errors import ERROR_CODES, ClientError
 from gateway.http import bearer_token
+from gateway.metrics import PodMetrics
 from gateway.origins import Origins
 from gateway.pod import Pod
 from gateway.sender import Sender
@@ -79,6 +80,7 @@ class StubPod:
         self.enforcement = SimpleNamespace(revocations=self.revocations)
         self.origins = Origins(self.settings.allowed_origins, local=self.settings.auth == "none")
         self.refused = Counter[str]()
+        self.metrics = PodMetrics(self.settings)
         self.sender = Sender(
             self.settings,
             self.keys,
