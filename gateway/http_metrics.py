@@ -26,14 +26,21 @@ class CountedRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.monotonic()
+        began, answered = time.monotonic(), False
 
         async def count(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
+                answered = True
                 self._count(scope, message["status"], time.monotonic() - began)
             await send(message)
 
-        await self._app(scope, receive, count)
+        try:
+            await self._app(scope, receive, count)
+        except Exception:
+            if not answered:  # the answer to a mistake of ours is made further out
+                self._count(scope, 500, time.monotonic() - began)
+            raise
 
     def _count(self, scope: Scope, status: int, took_s: float) -> None:
         # Never the address as it came: clients choose that, and each would be a time series.

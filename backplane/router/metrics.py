@@ -84,7 +84,7 @@ class RouterMetrics:
         )  # fmt: skip
         self.lateness = registry.histogram(
             "orchestrator_task_end_lateness_seconds",
-            "From the deadline of a task without an answer to the timeout that ends it; DEADLINE_GRACE_S is in it.",
+            "From a deadline without an answer to the timeout that ends its task; DEADLINE_GRACE_S is in it.",
             bounds=SLOW_S,
         ).of()  # fmt: skip
         self._dead = registry.counter(

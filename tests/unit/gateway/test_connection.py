@@ -41,7 +41,7 @@ class StubHub:
         assert connection.writable
         self.resumptions += 1
 
-    def acked(self, feed: Feed) -> None:
+    def acked(self, feed: Feed, seq: int) -> None:
         self.acks += 1
 
 
@@ -77,6 +77,7 @@ class StubEndpoint:
         self.asked: list[str] = []
         self.retired: list[str] = []
         self.kept: list[asyncio.Task[None]] = []
+        self.slow = self.slowed = 0
 
     @property
     def connections(self) -> Any:

@@ -984,7 +984,7 @@ async def test_an_ack_is_noted(world: World) -> None:
     world.hub.marks._due.clear()
     socket.unsent = False
     assert socket.feed is not None
-    world.hub.acked(socket.feed)
+    world.hub.acked(socket.feed, 1)
     await world.hub.marks.flush()
 
     assert world.log.marks == [Mark(SESSION, Position("e1", 1))]

@@ -62,6 +62,7 @@ class StubPod:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**{"auth": "none", "message_max_bytes": LIMIT, **settings})
         self.id = "pod-1"
+        self.metrics = PodMetrics(self.settings)
         self.keys = self.settings.keys()
         self.authenticator = Authenticator(self.settings)
         self.redis_shown = "redis.test:6379/0"
@@ -80,7 +81,6 @@ class StubPod:
         self.enforcement = SimpleNamespace(revocations=self.revocations)
         self.origins = Origins(self.settings.allowed_origins, local=self.settings.auth == "none")
         self.refused = Counter[str]()
-        self.metrics = PodMetrics(self.settings)
         self.sender = Sender(
             self.settings,
             self.keys,
@@ -90,6 +90,7 @@ class StubPod:
             self.desk,
             self.limiter.as_limiter(),
             AgentAccess(self.settings, self.logger.as_logger()),
+            self.metrics,
         )
         self.health = SimpleNamespace(
             problem=lambda: self.problem,
