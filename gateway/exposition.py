@@ -83,7 +83,7 @@ def _members(family: Family[Counter] | Family[Histogram] | Seen) -> Iterator[tup
 def _values(family: Family[Counter] | Family[Histogram] | Seen) -> Iterator[tuple[tuple[str, ...], float]]:
     if isinstance(family, Seen):
         seen = family.read()
-        yield from [((), seen)] if isinstance(seen, float) else seen.items()
+        yield from [((), seen)] if isinstance(seen, int | float) else seen.items()
         return
     for labels, counter in _members(family):
         assert isinstance(counter, Counter)

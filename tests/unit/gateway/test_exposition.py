@@ -84,6 +84,14 @@ async def test_the_reference_page_is_that_of_the_code() -> None:
     assert page.read_text() == reference(await registries())
 
 
+async def test_processes_that_have_done_nothing_can_be_read() -> None:
+    """The first scrape may come before anything else."""
+    for told in (await registries()).values():
+        body, _ = Exposition(told).answer(OPEN)
+        names = {family.name for family in read_openmetrics(body.decode())}
+        assert {name.removesuffix("_total") for name in told.families} <= names
+
+
 async def test_labels_agree_where_a_name_is_used_twice() -> None:
     """What pods and routers tell alike can be added up."""
     pods, routers = (await registries()).values()
