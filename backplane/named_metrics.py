@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 
+from backplane.keys import TIERS
 from backplane.metrics import Counter, Family, Registry
 from backplane.settings import Settings
+from backplane.task import ENDED
 from backplane.top_names import TopNames
 
 _REST = "those with most traffic and those that {} names; the rest is `other`"
@@ -41,6 +43,9 @@ class NamedMetrics:
             "tenant_tier",
             "outcome",
         )
+        for tier in TIERS:  # from 0 on, or Prometheus would not see the first of each
+            for outcome in sorted(ENDED):
+                self._ended.of(tier, outcome)
         self._ended_by_tenant = self.by_tenant(
             "orchestrator_tenant_tasks_ended_total", "Tasks that have ended", "outcome"
         )

@@ -6,12 +6,14 @@ import asyncio
 import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 
 from backplane.metrics import FAST_S, Histogram, Registry
 from backplane.probes import Probes
 from backplane.store import Store
 
 _LAG_EVERY_S = 0.25
+_MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
 
 class EventLoopLag:
@@ -27,6 +29,15 @@ class EventLoopLag:
             due = loop.time() + _LAG_EVERY_S
             await asyncio.sleep(_LAG_EVERY_S)
             self._lag.observe(max(0.0, loop.time() - due))
+
+
+def memory_limit_bytes(path: Path = _MEMORY_MAX) -> int | None:
+    """The limit of this process's control group (version 2); None if there is none."""
+    try:
+        said = path.read_text().strip()
+    except OSError:
+        return None
+    return int(said) if said.isdecimal() else None
 
 
 def process_metrics(
@@ -78,6 +89,13 @@ def process_metrics(
         lambda: {(process, use): float(store.connects) for use, store in stores.items()},
         "process",
         "connection",
+    )
+    limit = memory_limit_bytes()
+    registry.gauge(
+        "orchestrator_memory_limit_bytes",
+        "Memory that the container may use; not there if there is no limit.",
+        lambda: {} if limit is None else {(process,): float(limit)},
+        "process",
     )
     trips = registry.histogram(
         "orchestrator_redis_round_trip_seconds",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from backplane.keys import TIERS
 from backplane.metrics import Registry
 from backplane.named_metrics import NamedMetrics
 from backplane.process_metrics import EventLoopLag, process_metrics
+from backplane.session_log import ResumeStatus
 from backplane.settings import Settings
 from gateway.delays import Delays
 from gateway.open_connections import OTHER_CODE
 
 if TYPE_CHECKING:
     from gateway.pod import Pod
+
+_OUTCOMES = ("accepted", "repeated", "refused", "failed", "given_up")
+_STATUSES: tuple[ResumeStatus, ...] = ("fresh", "replayed", "reset")
 
 
 def _code(code: int) -> str:
@@ -77,6 +82,12 @@ class PodMetrics:
             "Time until the answer's head is sent; of an event stream it is the time until it begins.",
             "route",
         )
+        # From 0 on, or Prometheus would not see the first of each.
+        for tier in TIERS:
+            for outcome in _OUTCOMES:
+                self._sends.of(tier, outcome)
+        for status in _STATUSES:
+            self.resumes.of(status)
         self.named = NamedMetrics(registry, settings)
         self._sends_by_tenant = self.named.by_tenant(
             "orchestrator_tenant_sends_total", "Messages of clients", "outcome"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from backplane.metrics import SLOW_S, Registry
 from backplane.named_metrics import NamedMetrics
 from backplane.process_metrics import EventLoopLag, process_metrics
+from backplane.router.dispatch import REASONS
 from backplane.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class RouterMetrics:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._actions_max = settings.actions_queue_max
         self.registry = registry = Registry()
         self.wait = registry.histogram(
             "orchestrator_callback_wait_seconds",
@@ -90,6 +92,8 @@ class RouterMetrics:
         self._dead = registry.counter(
             "orchestrator_dead_letters_total", "Callbacks that became dead letters, by reason.", "reason"
         )
+        for reason in REASONS:  # from 0 on, or Prometheus would not see the first of each
+            self._dead.of(reason)
         self.named = NamedMetrics(registry, settings)
         self._callbacks = self.named.by_tenant(
             "orchestrator_tenant_callbacks_total", "Callbacks taken from lists"
@@ -133,6 +137,11 @@ class RouterMetrics:
             "Actions that no agent has taken yet, told by one of the routers.",
             lambda: {(tier,): float(n) for tier, n in depths.actions.items()}, "tenant_tier",
         )  # fmt: skip
+        registry.gauge(
+            "orchestrator_actions_limit",
+            "Actions of a tier that may wait (ACTIONS_QUEUE_MAX); beyond, sends are answered 503.",
+            lambda: float(self._actions_max),
+        )
         registry.gauge(
             "orchestrator_actions_oldest_age_seconds",
             "For how long the next action has been waiting for an agent, told by one of the routers.",

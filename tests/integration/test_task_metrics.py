@@ -155,4 +155,6 @@ async def test_only_one_router_tells_depths(store: Store) -> None:
     running = asyncio.create_task(depths.run())
     await asyncio.sleep(0)
     running.cancel()
-    assert (depths.actions, depths.actions_oldest_s, depths.dead_letters) == ({}, {}, None)
+    assert not depths.actions
+    assert not depths.actions_oldest_s
+    assert depths.dead_letters is None

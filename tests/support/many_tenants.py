@@ -69,11 +69,11 @@ async def _use(cluster: Cluster, number: int, gate: asyncio.Semaphore) -> None:
 
 async def _answer(redis: Redis) -> None:
     while True:
-        taken: Any = await redis.brpop([QUEUE], 0)  # type: ignore[misc]
+        taken: Any = await redis.brpop([QUEUE], 0)
         action = json.loads(taken[1])
         base = {name: action[name] for name in ("tenant_id", "session_id", "task_id")}
         said = {**base, "action_id": action["task_id"], "status": "completed", "result": {"response": "hi"}}
-        await redis.lpush(action["callback_queue"], json.dumps(said))  # type: ignore[misc]
+        await redis.lpush(action["callback_queue"], json.dumps(said))
 
 
 async def use(cluster: Cluster, tenants: range) -> None:

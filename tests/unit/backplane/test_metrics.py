@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backplane.metrics import FAST_S, SLOW_S, Exemplar, Histogram, Registry
+from backplane.process_metrics import memory_limit_bytes
 
 BOUNDS = (0.1, 1.0, 10.0)
 values = st.lists(st.floats(min_value=0, max_value=100))
@@ -83,3 +85,11 @@ def test_a_name_is_given_once() -> None:
         registry.counted("orchestrator_things_total", "Things.", lambda: 1.0)
     with pytest.raises(ValueError, match="two metrics"):
         registry.gauge("orchestrator_things", "Things.", lambda: 1.0)
+
+
+@pytest.mark.parametrize(("said", "limit"), [("1073741824\n", 2**30), ("max\n", None), ("", None)])
+def test_the_containers_memory_limit(tmp_path: Path, said: str, limit: int | None) -> None:
+    """As the kernel says it; there is none on most machines without containers."""
+    (tmp_path / "memory.max").write_text(said)
+    assert memory_limit_bytes(tmp_path / "memory.max") == limit
+    assert memory_limit_bytes(tmp_path / "absent") is None

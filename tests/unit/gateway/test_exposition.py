@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from prometheus_client.samples import Sample
@@ -29,11 +31,15 @@ def registry() -> Registry:
     return made
 
 
+def families(body: bytes, accept: str) -> list[Metric]:
+    read: Any = read_openmetrics if accept else read_text
+    return list(read(body.decode()))
+
+
 def told(accept: str) -> dict[str, Sample]:
     body, media_type = Exposition(registry()).answer(accept)
     assert media_type.startswith(accept.partition(";")[0] or "text/plain")
-    read = read_openmetrics if accept else read_text
-    samples = [sample for family in read(body.decode()) for sample in family.samples]
+    samples = [sample for family in families(body, accept) for sample in family.samples]
     return {
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample for sample in samples
     }
@@ -70,7 +76,12 @@ def test_traces_are_told_to_whoever_asks_for_them() -> None:
 def test_nothing_is_read_before_somebody_asks() -> None:
     """Reading walks over all connections; and what is done before runs each time."""
     made, reads = Registry(), list[str]()
-    made.gauge("orchestrator_open", "Open.", lambda: float(bool(reads.append("read")) or 1))
+
+    def read() -> float:
+        reads.append("read")
+        return 1.0
+
+    made.gauge("orchestrator_open", "Open.", read)
     made.before.append(lambda: reads.append("before"))
     exposition = Exposition(made)
     assert reads == []
@@ -88,7 +99,7 @@ async def test_processes_that_have_done_nothing_can_be_read() -> None:
     """The first scrape may come before anything else."""
     for told in (await registries()).values():
         body, _ = Exposition(told).answer(OPEN)
-        names = {family.name for family in read_openmetrics(body.decode())}
+        names = {family.name for family in families(body, OPEN)}
         assert {name.removesuffix("_total") for name in told.families} <= names
 
 
