@@ -176,7 +176,7 @@ async def test_a_wake_up_during_a_turn_is_not_lost(redis_url: str, redis_client:
                 await router.store.call("EXISTS", "acme")  # its wake-up comes before the answer
             return more
 
-        router.transfer.drain = drain_slowly  # type: ignore[method-assign]
+        router.transfer.drain = drain_slowly  # type: ignore[method-assign, assignment]
         push(redis_client, "acme", callback(1))
         await arrived(redis_client, [1, 2], within_s=1)
 
@@ -495,7 +495,7 @@ async def test_a_list_that_went_to_another_router_is_no_worry(redis_url: str, re
             redis_client.delete(name)  # the other router has moved it
             raise RedisUnavailable("connection to Redis lost")
 
-        router.transfer.drain = move_in_vain  # type: ignore[method-assign]
+        router.transfer.drain = move_in_vain  # type: ignore[method-assign, assignment]
         push(redis_client, "acme", callback(1))
         await eventually(lambda: router.store.connects == 2)
         await eventually(lambda: router.lists_served == 0)
