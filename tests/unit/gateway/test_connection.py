@@ -438,6 +438,7 @@ async def test_losing_the_connection_stops_its_timers() -> None:
     wire.lose()
 
     assert [timer is not None and timer.cancelled() for timer in timers] == [True, True]
+    assert (wire.endpoint.slow, wire.endpoint.slowed) == (0, 1)
 
 
 async def test_replaced_and_restarted() -> None:
@@ -477,6 +478,7 @@ async def test_consumer_that_reads_again() -> None:
     assert wire.connection.writable
     assert wire.transport.reading
     assert wire.hub.resumptions == 1
+    assert (wire.endpoint.slow, wire.endpoint.slowed) == (0, 1)
     assert timer is not None
     assert timer.cancelled()
 
