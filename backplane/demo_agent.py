@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import re
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -21,9 +23,12 @@ from redis.exceptions import RedisError, ResponseError
 
 from backplane.keys import TIERS, Keys
 from backplane.log import Logger, get_logger
+from backplane.log_level import LevelSwitch
 from backplane.redis_client import Client, parse_redis_url
 from backplane.settings import Settings
 from backplane.supervise import run_until
+from backplane.trace_context import TraceContext, echoed, metadata
+from backplane.tracing import NO_TRACER, Span, Tracer, open_tracer
 
 _BLOCK_S = 0.5  # bounds how long a stop takes
 _FINISH_S = 2.0
@@ -45,6 +50,7 @@ class Run(msgspec.Struct, tag_field="action_type", tag="execution.agent_run"):
     message: str
     tenant_tier: str | None = None
     timeout: Annotated[float, msgspec.Meta(gt=0)] = 60
+    metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class Cancel(msgspec.Struct, tag_field="action_type", tag="chat.cancel"):
@@ -72,12 +78,13 @@ def read_action(raw: bytes) -> Action:
     return action
 
 
-def callbacks_for(run: Run, now: float, execution_s: float) -> list[bytes]:
+def callbacks_for(run: Run, now: float, execution_s: float, trace: TraceContext | None = None) -> list[bytes]:
     """All callbacks that answer an action, in the order of pushing; none for the message ``silence``.
 
     Args:
         now: seconds since 1970.
         execution_s: told as ``execution_time``.
+        trace: the span of the run, which all of them pass on.
     """
     wish = run.message.strip()
     if wish == "silence":
@@ -88,6 +95,7 @@ def callbacks_for(run: Run, now: float, execution_s: float) -> list[bytes]:
         "tenant_tier": run.tenant_tier,
         "session_id": run.session_id,
         "timestamp": datetime.fromtimestamp(now, UTC).isoformat(),
+        "metadata": metadata(None if trace is None else trace.traceparent),
     }
     if wish == "fail":
         parts = [_progress(), _failed(execution_s)]
@@ -154,9 +162,18 @@ class DemoAgent:
         keys: names.
         stop: once it is set, no further action is begun.
         think_s: time from taking an action to its last callback.
+        tracer: gets the spans of runs.
     """
 
-    def __init__(self, redis: Client, keys: Keys, log: Logger, stop: asyncio.Event, think_s: float) -> None:
+    def __init__(
+        self,
+        redis: Client,
+        keys: Keys,
+        log: Logger,
+        stop: asyncio.Event,
+        think_s: float,
+        tracer: Tracer = NO_TRACER,
+    ) -> None:
         self._redis = redis
         # A BRPOP that waits longer than redis-py's socket timeout is given up by the client alone, and Redis
         # may then pop an action into a dead connection.
@@ -172,6 +189,7 @@ class DemoAgent:
         self._log = log
         self._stop = stop
         self._think_s = think_s
+        self._tracer = tracer
         self._turns: set[asyncio.Task[None]] = set()
         self._redis_away = False
         self._answering = 0
@@ -224,21 +242,33 @@ class DemoAgent:
         return cast("tuple[bytes, bytes] | None", taken)
 
     async def _answer(self, run: Run) -> None:
-        callbacks = callbacks_for(run, time.time(), self._think_s)
+        parent, began_ns, error = echoed(run.metadata), time.time_ns(), ""
+        own = None if parent is None else parent.child(os.urandom(8).hex())
+        callbacks = callbacks_for(run, time.time(), self._think_s, own)
+        log = self._log.bind(
+            tenant_id=run.tenant_id, session_id=run.session_id, task_id=run.task_id,
+            trace_id=None if own is None else own.trace_id,
+        )  # fmt: skip
+        log.debug("action_taken")
         self._answering += 1
         try:
             async with asyncio.timeout(run.timeout):  # then the task has ended without it
                 for callback in callbacks:
                     await asyncio.sleep(self._think_s / len(callbacks))
                     await self._push(run.callback_queue, callback)
+                    log.debug("callback_pushed")
         except TimeoutError:
-            self._log.warning("answer_too_late", task_id=run.task_id)
-        except ResponseError as error:
-            self._log.warning("callback_queue_unusable", queue=run.callback_queue, error=str(error))
+            error = "timeout"
+            log.warning("answer_too_late")
+        except ResponseError as refusal:
+            error = "callback_queue_unusable"
+            log.warning("callback_queue_unusable", queue=run.callback_queue, error=str(refusal))
         else:
             self.answered += bool(callbacks)
         finally:
             self._answering -= 1
+        if self._tracer.on and parent is not None and own is not None and own.sampled:
+            self._tracer.record(_span(run, own, parent, began_ns, error))
 
     async def _push(self, queue: str, callback: bytes) -> None:
         """Push once more if the reply is lost: the router knows a copy by its ``action_id``."""
@@ -267,6 +297,19 @@ class DemoAgent:
             self._log.warning("redis_away" if away else "redis_back", **details)
 
 
+def _span(run: Run, own: TraceContext, parent: TraceContext, began_ns: int, error: str) -> Span:
+    attributes: dict[str, str | int | bool] = {
+        "messaging.system": "redis",
+        "messaging.operation.name": "run",
+        "messaging.operation.type": "process",
+        "messaging.message.conversation_id": run.session_id,
+        "orchestrator.tenant_id": run.tenant_id,
+        "orchestrator.session_id": run.session_id,
+        "orchestrator.task_id": run.task_id,
+    }
+    return Span("run", "consumer", own, parent, began_ns, time.time_ns(), attributes, error=error)
+
+
 async def run_demo_agent(settings: Settings, *, think_s: float = 0.3, workers: int = 8) -> int:
     """Answer actions until SIGTERM or SIGINT.
 
@@ -281,14 +324,17 @@ async def run_demo_agent(settings: Settings, *, think_s: float = 0.3, workers: i
         ConfigurationError: REDIS_URL or a template is not usable.
     """
     log = get_logger(process="demo-agent")
+    tracer = open_tracer(settings, "demo-agent", f"{socket.gethostname()}-{os.getpid()}", log)
+    LevelSwitch(settings.log_level, log).listen()
     target = parse_redis_url(settings.redis_url)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with target.client() as redis:
-        agent = DemoAgent(redis, settings.keys(), log, stop, think_s)
+        agent = DemoAgent(redis, settings.keys(), log, stop, think_s, tracer)
         log.info("demo_agent_started", redis=target.shown, workers=workers)
         clean = await run_until(stop, {f"worker-{n}": agent.work(n) for n in range(workers)}, log)
         await agent.finish(_FINISH_S)
+    await tracer.close()
     log.info("demo_agent_stopped", clean=clean, answered=agent.answered)
     return 0 if clean else 1

@@ -23,6 +23,9 @@ SLOW_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 
 """Upper bounds of what agents and people take their time for."""
 
 
+_TRACE_ID_LENGTH = 32  # a task that was not given its id by a pod has none; exemplars have little room
+
+
 class Exemplar(NamedTuple):
     """A single observation by which a trace is found.
 
@@ -68,10 +71,14 @@ class Histogram:
         """Count a value that belongs to a trace; the last one of each bucket can be looked up.
 
         Args:
+            trace_id: empty, or of another length than it should be, if there is none.
             at: seconds since 1970.
         """
-        self.observe(value)
-        self.exemplars[bisect_left(self.bounds, value)] = Exemplar(trace_id, value, at)
+        place = bisect_left(self.bounds, value)
+        self.counts[place] += 1
+        self.total += value
+        if len(trace_id) == _TRACE_ID_LENGTH:
+            self.exemplars[place] = Exemplar(trace_id, value, at)
 
 
 T = TypeVar("T", Counter, Histogram)

@@ -95,6 +95,22 @@ class Settings:
         choices=("auto", "json", "console"), group="Logs",
     )  # fmt: skip
 
+    access_log: bool = _setting(
+        False,
+        "Whether each HTTP request is logged: method, route, status, time, and the ids that it names.",
+        group="Logs",
+    )
+
+    # Traces.
+    otlp_endpoint: str = _setting(
+        "", "Base address of an OpenTelemetry collector that takes OTLP over HTTP; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        group="Traces",
+    )  # fmt: skip
+    trace_sample_ratio: float = _setting(
+        0.01, "Share of the tasks whose trace begins here that are sampled (0 to 1); a client's own trace says itself whether it is.",
+        least=0, most=1, group="Traces",
+    )  # fmt: skip
+
     # The session log.
     session_log_max_entries: int = _setting(
         1_000, "Messages that a session log keeps; the oldest go first.",
@@ -311,6 +327,10 @@ class Settings:
     request_timeout_s: float = _setting(
         10.0, "Time in which the body of an HTTP request has to come.",
         unit="s", least=0.1, most=120, group="Connections",
+    )  # fmt: skip
+    keep_alive_s: int = _setting(
+        75, "An HTTP connection on which nothing is asked for so long is closed; should be more than of the load balancer before it.",
+        unit="s", least=1, most=3_600, group="Connections",
     )  # fmt: skip
     connections_max: int = _setting(
         50_000, "Sockets of one pod; one more is answered 503.",

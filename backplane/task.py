@@ -64,6 +64,7 @@ class Duplicate(NamedTuple):
         deadline: seconds since 1970; None likewise, and if it waits for others.
         cursor: of the session, before the task.
         queue: of its action.
+        traceparent: its client's, if one was given.
     """
 
     at: float
@@ -72,6 +73,7 @@ class Duplicate(NamedTuple):
     deadline: float | None
     cursor: str
     queue: str
+    traceparent: str = ""
 
 
 class Due(NamedTuple):
@@ -97,6 +99,7 @@ class Due(NamedTuple):
     unpushed: str = ""
     action: str = ""
     deadline: str = ""
+    traceparent: str = ""
     what: str = ""
 
 

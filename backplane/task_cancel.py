@@ -22,10 +22,10 @@ async def finish_cancel(tasks: Tasks, queue: TaskQueue, callback_list: str, tena
     Raises:
         RedisUnavailable: Redis did not answer; a router does it again.
     """
-    now = time.time()
+    now, traceparent = time.time(), tasks.traceparent(due.task_id, due.traceparent)
     action = cancel_action(
         uuid4(), due.task_id, due.session_id, tenant_id, due.tier, due.agent_id, due.context, due.queue,
-        callback_list, due.reason, now,
+        callback_list, due.reason, now, traceparent,
     )  # fmt: skip
     if due.unpushed and await queue.void(due.queue, due.task_id, "run"):
         # The AES knows nothing of it. If no client does, either, it never was.
@@ -35,5 +35,7 @@ async def finish_cancel(tasks: Tasks, queue: TaskQueue, callback_list: str, tena
     else:
         with suppress(QueueFull):  # the agent works in vain then; what it says is not shown
             await queue.push(due.queue, due.task_id, "cancel", action)
-    entry = end_entry("cancelled", due.task_id, due.session_id, tenant_id, due.tier, due.reason, now)
+    entry = end_entry(
+        "cancelled", due.task_id, due.session_id, tenant_id, due.tier, due.reason, now, traceparent
+    )
     return await tasks.end(callback_list, entry, "cancelling", now)

@@ -12,6 +12,7 @@ import msgspec
 
 from backplane.appending import Entry
 from backplane.messages import Message, timestamp, to_entry
+from backplane.trace_context import metadata
 
 _TEXTS = {
     "timeout": ("The agent did not finish in time.", "agent_timeout"),
@@ -20,7 +21,14 @@ _TEXTS = {
 
 
 def end_entry(
-    status: str, task_id: str, session_id: str, tenant_id: str, tier: str, why: str, now: float
+    status: str,
+    task_id: str,
+    session_id: str,
+    tenant_id: str,
+    tier: str,
+    why: str,
+    now: float,
+    traceparent: str | None = None,
 ) -> Entry:
     """The last message of a task.
 
@@ -39,7 +47,8 @@ def end_entry(
         "retryable": status == "timeout",
         "metadata": {"reason": why} if why else {},
     }
-    message = Message(timestamp(now), "error", task_id, session_id, tenant_id, tier or None, data, {})
+    trace = metadata(traceparent)
+    message = Message(timestamp(now), "error", task_id, session_id, tenant_id, tier or None, data, trace)
     digest = blake2b(f"end\0{task_id}\0{status}".encode(), digest_size=12).digest()
     return Entry(session_id, digest, to_entry(message), "t", task_id, status)
 
@@ -56,6 +65,7 @@ def cancel_action(
     callback_queue: str,
     reason: str,
     now: float,
+    traceparent: str | None = None,
 ) -> bytes:
     """The ``chat.cancel`` action of the contract, section 1, as JSON.
 
@@ -63,7 +73,10 @@ def cancel_action(
         context: the ``context_id`` of the action that it cancels.
         now: seconds since 1970.
     """
-    base = _base(task_id, session_id, tenant_id, tier, agent_id, context, queue_name, callback_queue, now)
+    trace = metadata(traceparent)
+    base = _base(
+        task_id, session_id, tenant_id, tier, agent_id, context, queue_name, callback_queue, now, trace
+    )
     more = {"action_id": str(action_id), "action_type": "chat.cancel", "data": {}, "reason": reason}
     return msgspec.json.encode({**base, **more})
 
@@ -81,6 +94,7 @@ def input_action(
     input_id: str,
     value: Any,
     now: float,
+    traceparent: str | None = None,
 ) -> bytes:
     """The ``execution.input`` action: what a user answers to what his agent has asked him; as JSON.
 
@@ -88,13 +102,24 @@ def input_action(
         context: and ``now`` as of `cancel_action`.
         value: JSON values, or `msgspec.Raw`.
     """
-    base = _base(task_id, session_id, tenant_id, tier, agent_id, context, queue_name, callback_queue, now)
+    trace = metadata(traceparent)
+    base = _base(
+        task_id, session_id, tenant_id, tier, agent_id, context, queue_name, callback_queue, now, trace
+    )
     data = {"input_id": input_id, "value": value}
     more = {"action_id": str(action_id), "action_type": "execution.input", "data": data}
     return msgspec.json.encode({**base, **more})
 
 
-def input_entry(task_id: str, session_id: str, tenant_id: str, tier: str, input_id: str, now: float) -> Entry:
+def input_entry(
+    task_id: str,
+    session_id: str,
+    tenant_id: str,
+    tier: str,
+    input_id: str,
+    now: float,
+    traceparent: str | None = None,
+) -> Entry:
     """That what an agent asked has been answered, for all of the session's devices.
 
     Args:
@@ -104,7 +129,10 @@ def input_entry(task_id: str, session_id: str, tenant_id: str, tier: str, input_
         "task_id": task_id, "status": "working", "step": "input_received", "message": None, "progress": None,
         "tool": None, "input_id": input_id,
     }  # fmt: skip
-    message = Message(timestamp(now), "task_update", task_id, session_id, tenant_id, tier or None, data, {})
+    trace = metadata(traceparent)
+    message = Message(
+        timestamp(now), "task_update", task_id, session_id, tenant_id, tier or None, data, trace
+    )
     digest = blake2b(f"input\0{task_id}\0{input_id}".encode(), digest_size=12).digest()
     return Entry(session_id, digest, to_entry(message), "p", task_id, "working")
 
@@ -133,6 +161,7 @@ def _base(
     queue_name: str,
     callback_queue: str,
     now: float,
+    trace: dict[str, Any],
 ) -> dict[str, Any]:
     at = datetime.fromtimestamp(now, UTC).isoformat()
     base = {"tenant_id": tenant_id, "tenant_tier": tier, "session_id": session_id}
@@ -149,7 +178,7 @@ def _base(
             "metadata": {},
             "created_at": at,
         },
-        "metadata": {"headers": {}, "created_at": at},
+        "metadata": {"headers": {}, "created_at": at, **trace},
         "callback_queue": callback_queue,
         "queue_metadata": {"enqueued_at": at, "target_domain": "execution", "queue_name": queue_name},
         "timestamp": at,

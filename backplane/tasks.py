@@ -39,6 +39,7 @@ from backplane.scripts import (
 from backplane.settings import Settings
 from backplane.store import Store
 from backplane.task import DUE_FIELDS, ENDED, Due, Duplicate, Found, NewTask, Reserved
+from backplane.trace_context import sample_bound, traceparent_of_task
 from backplane.wire import Argument, forget
 
 RESERVED_S = 10.0  # a reserved task is looked at by a router after that
@@ -57,6 +58,7 @@ class Tasks:
         self._keys = keys
         self._appending = Appending(settings, keys, store.publish_command)
         self._session_ttl_ms = settings.session_log_max_age_s * 1125
+        self._sampled = sample_bound(settings.trace_sample_ratio)
         self._ahead_s = 0.0  # of this process's clock is the server's
         self._names_kept_s = settings.idempotency_kept_s
         self._most = settings.session_tasks_max
@@ -91,6 +93,14 @@ class Tasks:
             args += field
         kind, *rest = await self._announced(listed, look_s, ACCEPT, names, args)
         return _accepted(kind.decode(), rest)
+
+    def traceparent(self, task_id: str, given: str) -> str | None:
+        """What is said of a task's trace.
+
+        Args:
+            given: by its client, as its record has it; empty: the trace is the task's own.
+        """
+        return given or traceparent_of_task(task_id, self._sampled)
 
     def _note_clock(self, reply: list[Any]) -> None:
         """Routers go by the server's clock."""
@@ -327,9 +337,9 @@ def _accepted(kind: str, rest: list[Any]) -> Reserved | Duplicate:
         raise Busy([task.decode() for task in rest])
     at, *rest = rest
     if kind == "duplicate":
-        task_id, status, deadline, cursor, queue = (part.decode() for part in rest)
+        task_id, status, deadline, cursor, queue, traceparent = (part.decode() for part in rest)
         ends = None if status == "held" or not deadline else int(deadline) / 1000
-        return Duplicate(at / 1000, task_id, status, ends, cursor, queue)
+        return Duplicate(at / 1000, task_id, status, ends, cursor, queue, traceparent)
     epoch, head, *interrupted = rest
     position = Position(epoch.decode(), head)
     return Reserved(at / 1000, position, [task.decode() for task in interrupted], held=kind == "held")

@@ -1,4 +1,4 @@
-"""``/api/admin/…`` for tokens with the scope ``admin``: connections, revocations and limits.
+"""``/api/admin/…`` for tokens with the scope ``admin``: connections, revocations, limits and the log level.
 
 A tenant's administrator sees and changes what is its tenant's; an operator (tenant ``*``), all.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from backplane.errors import LimitReached
+from backplane.log import LEVEL, OUTPUT
 from backplane.ownership import list_connections
 from backplane.rate_limiter import OVERRIDES
 from backplane.revocations import Kind, Revocation
@@ -56,6 +57,13 @@ class _Close(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = CloseOrder().reason
 
 
+class _LogLevel(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``PUT /api/admin/log-level``."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    for_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)] | None = None
+
+
 class AdminEndpoints:
     """The endpoints of one pod."""
 
@@ -70,6 +78,8 @@ class AdminEndpoints:
             Route("/api/admin/revocations", self.revocations),
             Route("/api/admin/revocations", self.revoke, methods=["POST"]),
             Route("/api/admin/revocations", self.lift, methods=["DELETE"]),
+            Route("/api/admin/log-level", self.log_level),
+            Route("/api/admin/log-level", self.set_log_level, methods=["PUT"]),
             Route("/api/admin/tenants/{tenant_id}/limits", self.limits),
             Route("/api/admin/tenants/{tenant_id}/limits", self.set_limits, methods=["PUT"]),
         ]
@@ -172,9 +182,7 @@ class AdminEndpoints:
 
     async def set_limits(self, request: Request) -> Response:
         """Set them, all at once: what is left out is the tier's again. For operators only."""
-        grant = await self._admin(request)
-        if grant.tenant_id not in (None, OPERATOR):
-            raise ClientError(403, "forbidden", "only an operator's token may change a tenant's limits")
+        grant = await self._operator(request, "change a tenant's limits")
         tenant_id = check_tenant(grant, request.path_params["tenant_id"])
         assert tenant_id is not None
         asked = await self._body(request, dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)] | str])
@@ -190,6 +198,37 @@ class AdminEndpoints:
             await call("HSET", key, *[part for pair in asked.items() for part in pair])
         await call("HDEL", key, *[name for name in _LIMITS if name not in asked], "none")
         return json_response(asked)
+
+    async def log_level(self, request: Request) -> Response:
+        """The level of this pod's log. For operators only."""
+        await self._operator(request, "see the log level")
+        return self._told_level()
+
+    async def set_log_level(self, request: Request) -> Response:
+        """Change it, all the time or for ``for_s`` seconds. For operators only."""
+        await self._operator(request, "change the log level")
+        asked = await self._body(request, _LogLevel)
+        self._pod.level.change(asked.level, asked.for_s)
+        return self._told_level()
+
+    def _told_level(self) -> Response:
+        switch = self._pod.level
+        return json_response(
+            {
+                "pod_id": self._pod.id,
+                "level": LEVEL.name,
+                "configured": switch.configured,
+                "left_s": None if switch.left_s is None else round(switch.left_s, 3),
+                "lines_dropped": OUTPUT.dropped,
+                "suppressed": OUTPUT.floods.suppressed,
+            }
+        )
+
+    async def _operator(self, request: Request, what: str) -> Grant:
+        grant = await self._admin(request)
+        if grant.tenant_id not in (None, OPERATOR):
+            raise ClientError(403, "forbidden", f"only an operator's token may {what}")
+        return grant
 
     async def _admin(self, request: Request) -> Grant:
         grant = await self._pod.authenticator.grant(bearer_token(request))

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backplane.presence import Summary, living
+from gateway.access_log import AccessLog
 from gateway.admin_endpoints import AdminEndpoints
 from gateway.broadcast_endpoint import broadcast_endpoint
 from gateway.errors import ClientError
@@ -36,7 +37,7 @@ def _trouble(routers: dict[str, Summary]) -> str | None:
 
 
 _CORS_HEADERS = (
-    "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent",
+    "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "traceparent", "tracestate",
     "X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID", "X-Context-Type",
     "X-Conversation-ID", "X-Collection-ID", "X-Request-Source", "X-Client-Version", "X-Task-Timeout",
 )  # fmt: skip
@@ -87,6 +88,8 @@ class _LocalPages:
 
 def _app(pod: Pod, routes: list[Route]) -> Starlette:
     middleware = [Middleware(CountedRequests, metrics=pod.metrics)]
+    if pod.settings.access_log:
+        middleware.append(Middleware(AccessLog, log=pod.log))
     if pod.settings.auth == "none":
         middleware.append(Middleware(_LocalPages, pod=pod))
     if pod.origins.pattern is not None:

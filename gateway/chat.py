@@ -12,6 +12,7 @@ import msgspec
 
 from backplane.messages import Message, timestamp, to_entry
 from backplane.settings import Settings
+from backplane.trace_context import metadata
 from gateway.errors import ClientError
 from gateway.identity import Identity
 
@@ -36,7 +37,9 @@ class Context(NamedTuple):
     """Where a chat message belongs, beside its identity.
 
     Attributes:
+        traceparent: valid; the client's, and in the end the one that the AES is told.
         headers: what is passed on to the AES as ``metadata.headers``.
+        tracestate: valid; the client's.
     """
 
     agent_id: str
@@ -46,6 +49,7 @@ class Context(NamedTuple):
     traceparent: str | None = None
     idempotency_key: str | None = None
     headers: dict[str, str] = {}  # noqa: RUF012  # a NamedTuple's default; never written to
+    tracestate: str | None = None
 
 
 def check_depth(raw: bytes, most: int) -> None:
@@ -132,7 +136,7 @@ def question_entry(identity: Identity, context: Context, body: ChatBody, task_id
     return to_entry(
         Message(
             timestamp(now), "user_message", task_id, identity.session_id, identity.tenant_id,
-            identity.tenant_tier, data, {},
+            identity.tenant_tier, data, metadata(context.traceparent),
         )
     )  # fmt: skip
 
@@ -162,6 +166,7 @@ def build_action(
         "conversation_id": context.conversation_id,
         "client_message_id": body.client_message_id,
         "traceparent": context.traceparent,
+        "tracestate": context.tracestate,
         "user_id": identity.user_id,
     }
     base = {"tenant_id": identity.tenant_id, "tenant_tier": tier, "session_id": identity.session_id}

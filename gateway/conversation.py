@@ -14,6 +14,7 @@ from backplane.errors import InvalidId, RedisUnavailable
 from backplane.keys import check_id
 from backplane.log import Logger
 from backplane.settings import Settings
+from backplane.trace_context import read_trace
 from gateway import outgoing, protocol
 from gateway.auth import Authenticator
 from gateway.chat import Context
@@ -135,7 +136,7 @@ class Conversation:
         assert identity is not None
         try:
             self._authenticator.check(identity.grant)  # the token may have ended since the socket was opened
-            context = Context(_agent_of(message, identity), headers={"X-Request-Source": "websocket"})
+            context = _context(connection, identity, message)
         except ClientError as error:
             raise protocol.BadMessage(error, message.ref) from None
         self._begin(connection, message.ref, self._send(connection, identity, context, message))
@@ -280,6 +281,15 @@ class Conversation:
             connection.close(
                 CloseCode.RATE_LIMITED, "over a rate limit, again and again; wait before you return"
             )
+
+
+def _context(connection: Connection, identity: Identity, message: protocol.Chat) -> Context:
+    agent_id = _agent_of(message, identity)
+    traceparent, tracestate = read_trace(message.traceparent, message.tracestate)
+    if traceparent is None:
+        traceparent, tracestate = connection.trace
+    source = {"X-Request-Source": "websocket"}
+    return Context(agent_id, traceparent=traceparent, headers=source, tracestate=tracestate)
 
 
 def _stated(identity: Identity, *, any_session: bool = False) -> Stated:

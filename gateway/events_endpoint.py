@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from backplane.errors import NotYours
 from backplane.session_log import Resumed
+from backplane.trace_context import read_trace
 from gateway.chat import check_depth
 from gateway.errors import redis_unavailable, session_taken
 from gateway.event_request import EventRequest, read_request
@@ -51,6 +52,7 @@ class EventsEndpoint:
         asked = read_request(request)
         connection = connection_of(request.scope)
         stream = EventStream(self._connections, connection.peer, chunked=asked.chunked)
+        stream.trace = read_trace(*map(request.headers.get, ("traceparent", "tracestate")))
         response: Response | None = None
         try:
             response = await self._let_in(request, asked, connection, stream)

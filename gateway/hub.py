@@ -29,7 +29,9 @@ from backplane.session_log import (
     parse_push,
 )
 from backplane.store import Store
+from backplane.tracing import NO_TRACER, Tracer
 from gateway.delays import Delays
+from gateway.deliveries import Deliveries
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.framing import Framing
 from gateway.marks import Marks
@@ -52,6 +54,7 @@ class Hub:
         others: gets the pushes of channels that are no session's.
         merge_s: see `Streams`.
         delays: told what goes out when.
+        tracer: gets the spans of deliveries.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Hub:
         log: Logger,
         others: Callable[[bytes, bytes], None],
         merge_s: float = 0.0,
+        tracer: Tracer = NO_TRACER,
         delays: Delays | None = None,
     ) -> None:
         self._store = feed
@@ -73,6 +77,7 @@ class Hub:
         self.marks = Marks(session_log, log, self._holds)
         self.streams = Streams(feed, session_log, merge_s, self._spawn)
         self._delays = delays or Delays()
+        self._deliveries = Deliveries(tracer, log)
         self.delivered = 0
         self.caught_up = 0
         self.gaps = 0
@@ -246,6 +251,15 @@ class Hub:
                 self._deliver(feed, batch)
 
     def _deliver(self, feed: Feed, batch: Batch) -> None:
+        if self._deliveries.on:
+            before, began_ns = self.delivered, time.time_ns()
+            self._deliver_live(feed, batch)
+            sockets = (self.delivered - before) // max(1, len(batch.entries))
+            self._deliveries.told(batch, sockets, began_ns)
+        else:
+            self._deliver_live(feed, batch)
+
+    def _deliver_live(self, feed: Feed, batch: Batch) -> None:
         for group in feed.catching:
             group.keep(batch)
         if feed.streams:
@@ -318,7 +332,7 @@ class Hub:
         self._spawn(self._read_on(feed, group))
 
     def _send(self, group: CatchUp, batch: Batch) -> None:
-        sent = group.send(batch)
+        sent = self._deliveries.watch(group, batch) if self._deliveries.on else group.send(batch)
         self.caught_up += sent
         if sent and group.missed:
             self._delays.missed(batch.entries)

@@ -10,6 +10,7 @@ import asyncio
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from backplane.trace_context import NO_TRACE
 from gateway.close_codes import CloseCode
 from gateway.feed import Feed
 from gateway.framing import Framing
@@ -41,6 +42,7 @@ class Listener(asyncio.Protocol):
         framing: how messages are written to it.
         kind: what it is, for operators.
         renewal: what its client does when its token has expired.
+        trace: of the request that opened it; what is said on it belongs there unless it says another.
     """
 
     __slots__ = (
@@ -65,6 +67,7 @@ class Listener(asyncio.Protocol):
         "state",
         "token_ends",
         "topics",
+        "trace",
         "wants_chunks",
     )
 
@@ -95,6 +98,7 @@ class Listener(asyncio.Protocol):
         self.counted = False  # counted on all pods
         self.token_ends = 0  # the second in which `gateway.expiry` looks at it
         self.topics: set[str] | None = None
+        self.trace = NO_TRACE
 
     # asyncio.Protocol
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from backplane.keys import TIERS
@@ -30,13 +31,12 @@ class PodMetrics:
     Attributes:
         delays: of messages on their way to clients.
         opening: of a connection, from the token's check to the first message.
-        accept: of a message, by tier.
         resumes: by how it went.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.registry = registry = Registry()
-        self.accept = registry.histogram(
+        self._accept = registry.histogram(
             "orchestrator_accept_seconds",
             "From a message's arrival to its action in the agents' queue: accepted to queued.",
             "tenant_tier",
@@ -92,6 +92,10 @@ class PodMetrics:
         self._sends_by_tenant = self.named.by_tenant(
             "orchestrator_tenant_sends_total", "Messages of clients", "outcome"
         )
+
+    def accepted(self, tier: str, took_s: float, trace_id: str) -> None:
+        """A message's action is in the queue."""
+        self._accept.of(tier).observe_traced(took_s, trace_id, time.time())
 
     def count_send(self, tenant_id: str, tier: str, outcome: str) -> None:
         """A client has sent a message."""

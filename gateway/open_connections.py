@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from backplane.log import Logger
+from backplane.log import LEVEL, Logger
 from backplane.ownership import Owned, Ownership
 from backplane.settings import Settings
 from gateway import outgoing
@@ -87,6 +87,8 @@ class OpenConnections:
         self.open_by_kind[connection.kind] += 1
         connection.since = int(now)
         self._ownership.own(_owned(connection, identity))
+        if LEVEL.debug:
+            self._log.debug("connection_opened", **connection_ids(connection))
 
     def retire(self, connection: Listener, reason: str) -> None:
         """Ask a client to come back, and close its socket; what it was sent is noted before."""
@@ -181,6 +183,9 @@ class OpenConnections:
             if self._all_gone is not None and not len(self.wheel):
                 self._all_gone.set()
             self._ownership.disown(connection.connection_id)
+            if LEVEL.debug:
+                open_s = int(time.time()) - connection.since
+                self._log.debug("connection_closed", open_s=open_s, **connection_ids(connection))
 
     def count_close(self, code: int) -> None:
         """Count why sockets are closed."""
@@ -232,6 +237,17 @@ class OpenConnections:
             self._log.warning("sockets_left", sockets=len(self.wheel))
             for connection in self.wheel.connections:  # those whose notes Redis has not answered yet
                 self.ask_to_reconnect(connection, reason)
+
+
+def connection_ids(connection: Listener) -> dict[str, str | None]:
+    """What a connection is known by in log events."""
+    identity, (traceparent, _) = connection.identity, connection.trace
+    return {
+        "connection_id": connection.connection_id,
+        "tenant_id": None if identity is None else identity.tenant_id,
+        "session_id": None if identity is None else identity.session_id,
+        "trace_id": None if traceparent is None else traceparent[3:35],
+    }
 
 
 def _owned(connection: Listener, identity: Identity) -> Owned:

@@ -13,6 +13,7 @@ from backplane.errors import RedisUnavailable
 from backplane.events import Events
 from backplane.link import Link
 from backplane.log import get_logger
+from backplane.log_level import LevelSwitch
 from backplane.open_store import open_store
 from backplane.ownership import Ownership
 from backplane.presence import MISSED_BEATS, Presence, Summary
@@ -23,6 +24,7 @@ from backplane.session_log import SessionLog
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
 from backplane.tasks import Tasks
+from backplane.tracing import open_tracer
 from gateway.access import AgentAccess
 from gateway.admission import Admission
 from gateway.auth import Authenticator
@@ -38,6 +40,7 @@ from gateway.metrics import PodMetrics
 from gateway.open_connections import OpenConnections
 from gateway.opening import Opening
 from gateway.origins import Origins
+from gateway.send_trace import SendTraces
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
 from gateway.topics import Topics
@@ -82,6 +85,8 @@ class Pod:
         self.settings = settings
         self.id = member_id()
         self.log = get_logger(process="pod", pod_id=self.id)
+        self.tracer = open_tracer(settings, "pod", self.id, self.log)
+        self.level = LevelSwitch(settings.log_level, self.log)
         self.keys = settings.keys()
         self.metrics = PodMetrics(settings)
         self.refused = Counter[str]()  # what clients were told they may not do, by error code
@@ -122,7 +127,9 @@ class Pod:
             self._unable,
         )
         merge_s = settings.stream_merge_ms / 1000
-        self.hub = Hub(self.feed, self.session_log, self.log, self._heard, merge_s, self.metrics.delays)
+        self.hub = Hub(
+            self.feed, self.session_log, self.log, self._heard, merge_s, self.tracer, self.metrics.delays
+        )
         self.queue = TaskQueue(self.commands, self.keys, settings.actions_queue_max)
         tasks = Tasks(self.commands, self.keys, settings)
         self.desk = TaskDesk(tasks, self.queue, self.session_log, self.log, self.metrics.named.task_ended)
@@ -132,7 +139,16 @@ class Pod:
         limiter = RateLimiter(self.commands, self.keys)
         access = AgentAccess(settings, self.log)
         self.sender = Sender(
-            settings, self.keys, self.session_log, self.queue, tasks, self.desk, limiter, access, self.metrics
+            settings,
+            self.keys,
+            self.session_log,
+            self.queue,
+            tasks,
+            self.desk,
+            limiter,
+            access,
+            SendTraces(settings, self.tracer, self.log),
+            self.metrics,
         )
         self.events = Events(self.commands, self.keys, settings)
         self.topics = Topics(
@@ -239,7 +255,9 @@ class Pod:
         await self.sockets.close_all(over_s, "the pod restarts", hurry)
         if self.conversation.sends_in_flight:  # of sockets that are gone
             await unless(hurry, asyncio.wait(self.conversation.sends_in_flight), deadline - loop.time())
-        await self._say_last("marks_not_written", self._note_all())
+        reason = await self._say_last(self._note_all())
+        if reason is not None:
+            self.log.warning("marks_not_written", reason=reason)
 
     async def _note_all(self) -> None:
         await self.sockets.noted()
@@ -248,18 +266,21 @@ class Pod:
 
     async def leave(self) -> None:
         """Tell the cluster that the pod is gone; last of all, as a beat behind it would enter it again."""
-        await self._say_last("left_without_goodbye", self._say_goodbye())
+        reason = await self._say_last(self._say_goodbye())
+        if reason is not None:
+            self.log.warning("left_without_goodbye", reason=reason)
 
     async def _say_goodbye(self) -> None:
         await asyncio.gather(self.presence.leave(), self.counts.left())
 
-    async def _say_last(self, event: str, words: Coroutine[Any, Any, None]) -> None:
+    async def _say_last(self, words: Coroutine[Any, Any, None]) -> str | None:
+        """Do something that Redis has to answer; returns why that was not done, if it was not."""
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
                 await words
         except (RedisUnavailable, TimeoutError) as error:
-            reason = str(error) or f"Redis did not answer within {_LAST_WORDS_S:g} s"
-            self.log.warning(event, reason=reason)
+            return str(error) or f"Redis did not answer within {_LAST_WORDS_S:g} s"
+        return None
 
     # Redis.
 

@@ -39,9 +39,11 @@ class Auth(msgspec.Struct, tag="auth"):
 
 
 class Chat(ChatBody, tag="chat"):
-    """The same as ``POST /api/chat/send``."""
+    """The same as ``POST /api/chat/send``; a trace that is not valid is ignored."""
 
     ref: Ref | None = None
+    traceparent: Any = None
+    tracestate: Any = None
 
 
 class Cancel(msgspec.Struct, tag="cancel"):

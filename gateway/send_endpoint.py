@@ -10,6 +10,7 @@ from starlette.responses import Response
 from backplane.errors import InvalidId
 from backplane.keys import check_id
 from backplane.settings import Settings
+from backplane.trace_context import read_trace
 from gateway.auth import Authenticator
 from gateway.chat import CONTEXT_TYPES, Context, decode_body
 from gateway.errors import ClientError
@@ -20,7 +21,6 @@ from gateway.sender import Sender
 _NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")
 _PASSED_ON = ("X-Request-Source", "X-Client-Version", "X-Conversation-ID", "X-User-ID")
 _MAX_HEADER = 256
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
 def stated(request: Request) -> Stated:
@@ -50,9 +50,9 @@ def context_of(request: Request, agent_id: str) -> Context:
             raise ClientError(400, "invalid_field", f"{name} is over {_MAX_HEADER} characters")
         if value is not None:
             passed_on[name] = value
-    traceparent = request.headers.get("traceparent")
-    if traceparent is not None and not _TRACEPARENT.fullmatch(traceparent):
-        traceparent = None  # W3C Trace Context, 3.2.2: one that is not valid is ignored
+    traceparent, tracestate = read_trace(
+        ",".join(request.headers.getlist("traceparent")), ",".join(request.headers.getlist("tracestate"))
+    )
     return Context(
         agent_id,
         context_type,
@@ -61,6 +61,7 @@ def context_of(request: Request, agent_id: str) -> Context:
         traceparent,
         _idempotency_key(request),
         passed_on,
+        tracestate,
     )
 
 

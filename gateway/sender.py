@@ -23,6 +23,7 @@ from gateway.errors import ClientError, redis_unavailable, session_taken
 from gateway.identity import Identity, check_agent, check_scope
 from gateway.metrics import PodMetrics
 from gateway.rate_headers import over_the_limit, rate_headers
+from gateway.send_trace import SendTrace, SendTraces
 from gateway.tasks import TaskDesk
 
 
@@ -47,6 +48,7 @@ class _Send(NamedTuple):
     body: ChatBody
     task: NewTask
     charged: Charged | None
+    trace: SendTrace
 
 
 class Sender:
@@ -62,6 +64,7 @@ class Sender:
         desk: TaskDesk,
         limiter: RateLimiter,
         access: AgentAccess,
+        traces: SendTraces,
         metrics: PodMetrics | None = None,
     ) -> None:
         self._metrics = metrics or PodMetrics(settings)
@@ -73,6 +76,7 @@ class Sender:
         self._desk = desk
         self._limiter = limiter
         self._access = access
+        self._traces = traces
         self._quotas = {tier: _quotas(settings, tier) for tier in TIERS}
         self.accepted = 0
         self.duplicates = 0
@@ -84,13 +88,15 @@ class Sender:
             ClientError: 403 what the token does not allow, or another user's session, 409 its name was used
                 for another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
         """
+        trace = self._traces.begin(identity, context, str(uuid4()))
         began, outcome = time.monotonic(), "failed"
         try:
-            accepted = await self._send(identity, context, body)
+            accepted = await self._send(identity, context, body, trace)
             outcome = "repeated" if accepted.answer["duplicate"] else "accepted"
             return accepted
         except ClientError as error:
             outcome = "refused" if error.status < 500 else "failed"
+            trace.refused(error.error_code)
             raise
         except asyncio.CancelledError:
             outcome = "given_up"
@@ -98,16 +104,18 @@ class Sender:
         finally:
             self._metrics.count_send(identity.tenant_id, identity.tenant_tier, outcome)
             if outcome == "accepted":
-                self._metrics.accept.of(identity.tenant_tier).observe(time.monotonic() - began)
+                self._metrics.accepted(identity.tenant_tier, time.monotonic() - began, trace.trace_id)
 
-    async def _send(self, identity: Identity, context: Context, body: ChatBody) -> Accepted:
+    async def _send(self, identity: Identity, context: Context, body: ChatBody, trace: SendTrace) -> Accepted:
         check_scope(identity.grant, "chat")
         check_agent(identity.grant, context.agent_id)
+        context = context._replace(traceparent=trace.traceparent)
         try:
             callbacks = await self._log.callback_list(identity.tenant_id, identity.session_id)
-            task = self._new_task(identity, context, body, callbacks)
-            send = _Send(identity, context, body, task, await self._admit(identity, context.agent_id))
-            send = await self._with_policy(send)
+            task = self._new_task(identity, context, body, callbacks, trace)
+            charged = await self._admit(identity, context.agent_id)
+            trace.mark("charged")
+            send = await self._with_policy(_Send(identity, context, body, task, charged, trace))
             accepted = await self._accept(send)
             if isinstance(accepted, Duplicate):
                 answer = await self._repeat(send, accepted)
@@ -119,6 +127,7 @@ class Sender:
 
     async def _begin(self, send: _Send, accepted: Reserved) -> dict[str, Any]:
         task, deadline = send.task, accepted.at + send.task.timeout_s
+        send.trace.mark("accepted")
         self._desk.finish(task.callback_list, send.identity.tenant_id, accepted.interrupted)
         if accepted.held:
             self._desk.show_question(task)
@@ -126,6 +135,7 @@ class Sender:
             await self._push_first(send, accepted.at, deadline)
             self._desk.settle(task)
         self.accepted += 1
+        send.trace.accepted(task.fields["queue"], duplicate=False, held=accepted.held)
         # What waits for others has no deadline before it goes on.
         ends = None if accepted.held else deadline
         return self._answer(send, str(accepted.position), ends, duplicate=False)
@@ -136,13 +146,18 @@ class Sender:
         task = send.task._replace(task_id=known.task_id)
         if known.queue:  # the tenant's tier may be another one by now
             task = task._replace(fields={**task.fields, "queue": known.queue})
-        send = send._replace(task=task)
+        send.trace.became(known.task_id, known.traceparent, self._traces.bound)
+        context = send.context._replace(traceparent=send.trace.traceparent)
+        send = send._replace(task=task, context=context)
         if known.status == "reserved":
             await self._push(send, known.at, known.deadline or known.at + task.timeout_s)
         self.duplicates += 1
+        send.trace.accepted(task.fields["queue"], duplicate=True)
         return self._answer(send, known.cursor, known.deadline, duplicate=True)
 
-    def _new_task(self, identity: Identity, context: Context, body: ChatBody, callback_list: str) -> NewTask:
+    def _new_task(
+        self, identity: Identity, context: Context, body: ChatBody, callback_list: str, trace: SendTrace
+    ) -> NewTask:
         settings, tier = self._settings, identity.tenant_tier
         names = (("key", context.idempotency_key), ("message", body.client_message_id))
         fields = {
@@ -151,7 +166,9 @@ class Sender:
             "agent_id": context.agent_id,
             "context": context_id(context),
         }
-        task_id = str(uuid4())
+        task_id = trace.task_id
+        if trace.given:
+            fields["traceparent"] = trace.given
         if settings.echo_messages:
             fields["question"] = question_entry(identity, context, body, task_id, time.time()).decode()
         time_s = timeout_s(settings, tier, body.timeout)
@@ -186,6 +203,7 @@ class Sender:
         return {
             "success": True,
             "task_id": send.task.task_id,
+            "trace_id": send.trace.trace_id,
             "message": "Message accepted; the answer comes over the session's sockets.",
             "queue_name": send.task.fields["queue"],
             "estimated_time": self._settings.for_tier("estimated_time_s", send.identity.tenant_tier),
@@ -253,6 +271,7 @@ class Sender:
             raise _queue_full(send) from None
         if not pushed:  # this took so long that a router has given the task up, or it was cancelled meanwhile
             raise redis_unavailable()
+        send.trace.pushed(task.fields["queue"])
 
     def _action(self, send: _Send, now: float, deadline: float) -> bytes:
         task = send.task

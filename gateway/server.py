@@ -146,6 +146,7 @@ async def run_gateway(settings: Settings) -> int:
     stopping = Stopping()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.on_signal, number)
+    pod.level.listen()
     if settings.auth == "none":
         pod.log.warning("authentication_off", host=settings.host)
     calm_collector()
@@ -171,7 +172,7 @@ async def run_gateway(settings: Settings) -> int:
                 server.config.timeout_graceful_shutdown = _REQUESTS_IN_HURRY_S
             server.should_exit = True
         await http_done.wait()
-        await pod.leave()
+        await asyncio.gather(pod.leave(), pod.tracer.close())
 
     clean = await run_until(stopping.asked, {**pod.tasks(), "http": serve_http()}, pod.log, goodbye)
     pod.log.info("pod_stopped", clean=clean)
@@ -179,17 +180,20 @@ async def run_gateway(settings: Settings) -> int:
 
 
 def _config(pod: Pod, app: Starlette, room: Room, *, sockets: bool = True) -> uvicorn.Config:
+    settings = pod.settings
+
     def new_connection(**_uvicorn: Any) -> Connection:
         return Connection(pod.endpoint)
 
     return uvicorn.Config(
         app,
         ws=new_connection if sockets else "none",  # type: ignore[arg-type]  # it is only called
-        http=bounded_protocol(pod.settings.handshake_timeout_s, room.half_open),
+        http=bounded_protocol(settings.handshake_timeout_s, room.half_open),
         lifespan="off",
         backlog=_BACKLOG,  # uvicorn listens anew, with 2,048 if it is not told otherwise
         log_config=None,
         access_log=False,
+        timeout_keep_alive=settings.keep_alive_s,
         server_header=False,
         timeout_graceful_shutdown=_REQUESTS_S,
     )

@@ -138,10 +138,10 @@ class TaskDesk:
     async def _pass_on(
         self, callback_list: str, identity: Identity, due: Due, input_id: str, value: msgspec.Raw
     ) -> None:
-        now = time.time()
+        now, traceparent = time.time(), self._tasks.traceparent(due.task_id, due.traceparent)
         action = input_action(
             uuid4(), due.task_id, due.session_id, identity.tenant_id, due.tier, due.agent_id, due.context,
-            due.queue, callback_list, input_id, value, now,
+            due.queue, callback_list, input_id, value, now, traceparent,
         )  # fmt: skip
         try:
             await self._queue.push(due.queue, due.task_id, f"input-{input_id}", action)
@@ -149,7 +149,9 @@ class TaskDesk:
             detail = f"too many messages of tier {due.tier} wait for agents; send it again"
             raise ClientError(503, "queue_full", detail, retry_after_s=5) from None
         # A quick agent may have asked its next question by now; this does not take it back.
-        entry = input_entry(due.task_id, due.session_id, identity.tenant_id, due.tier, input_id, now)
+        entry = input_entry(
+            due.task_id, due.session_id, identity.tenant_id, due.tier, input_id, now, traceparent
+        )
         await self._tasks.report(callback_list, entry, now)
 
     async def finished(self) -> None:

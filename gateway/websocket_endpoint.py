@@ -8,6 +8,7 @@ from functools import partial
 
 from backplane.errors import NotYours, RedisUnavailable
 from backplane.log import Logger
+from backplane.trace_context import read_trace
 from gateway import handshake, outgoing
 from gateway.admission import Admission
 from gateway.close_codes import CloseCode
@@ -93,6 +94,8 @@ class WebSocketEndpoint:
     async def _let_in(self, connection: Connection, request: handshake.UpgradeRequest) -> None:
         self._check_origin(request)
         identity = await self._opening.identify(connection, _token(request), _stated(request))
+        headers = request.headers
+        connection.trace = read_trace(headers.get("traceparent"), headers.get("tracestate"))
         cursor = read_cursor(request.query.get("cursor"))
         connection.wants_chunks = request.query.get("stream") == "1"
         has = read_have(request.query.get("have") if connection.wants_chunks else None)
@@ -114,7 +117,7 @@ class WebSocketEndpoint:
     def _tell_and_close(
         self, connection: Connection, request: handshake.UpgradeRequest, error: ClientError
     ) -> None:
-        self._refused[error.error_code] += 1
+        self._note_refusal(error)
         self._admission.leave(connection)  # or who was not let in would keep others out until it has gone
         if self._accept(connection, request):
             connection.say(outgoing.error(connection.identity, time.time(), error))
@@ -124,9 +127,13 @@ class WebSocketEndpoint:
         if connection.state == State.OPEN:  # accepted already: Redis went away right behind
             connection.close(CloseCode.TRY_LATER, error.detail)
             return
-        self._refused[error.error_code] += 1
+        self._note_refusal(error)
         body = problem_body(error.status, error.error_code, error.detail, error.limit)
         connection.refuse(handshake.refuse_response(error.status, problem_headers(error), body))
+
+    def _note_refusal(self, error: ClientError) -> None:
+        self._refused[error.error_code] += 1
+        self._log.debug("socket_refused", error_code=error.error_code)
 
     def on_client_close(self, connection: Connection, code: int) -> None:
         """The client says goodbye; what it was sent is noted before it is answered.

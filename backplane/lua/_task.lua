@@ -4,6 +4,7 @@
 -- as a log entry, as long as that is not in the log), usage (JSON), reason (why it is cancelled), late and late_answer
 -- (what came after its end), input and input_expires (what its agent asks the user: its id, until when) and
 -- input_answer (the id of what was answered last, and a fingerprint of the answer).
+-- If its client brought a trace: traceparent.
 -- Of one that was cancelled before its action was known to be pushed: unpushed (see _cancel.lua).
 -- Of a task that waits for others: action (what is pushed when it goes on), timeout and extended (its time, and how far
 -- that can be put off, ms). Of one that is cancelled when nobody is left: left (ms for which nobody may be there) and
@@ -30,10 +31,10 @@ end
 local LATE_ANSWER_MAX = 65536
 local NOTED_FIELDS = {
   'status', 'first', 'started', 'latest', 'deadline', 'question', 'shown', 'pending', 'session_id', 'accepted', 'tier',
-  'agent_id',
+  'agent_id', 'traceparent',
 }
 
--- task_notes(prefix, base, epoch, now, kept, grace, show, every, seen) -> what to do with the task records of one session's
+-- task_notes(prefix, base, epoch, now, kept, grace, show, every, told) -> what to do with the task records of one session's
 -- entries.
 --   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
 --   is_over(task): the same, of what is only streamed
@@ -42,14 +43,17 @@ local NOTED_FIELDS = {
 --     this is pending now. Returns also what was
 --   pending(task, step, seq): what is pending, with its digest, if it is not of this step; it gets this seq, or is gone.
 --     Returns also whether something was left out for good
+--   traced(task, body): an entry of it, in its client's trace if that brought one and its agent does not know it; then
+--     both are put into `told.traces`
 --   note(task, kind, detail, seq, begins): an entry of it stands in the log (seq nil: none, or from before); of a piece
 --     of its answer whether an attempt begins with it
 --   repeated(task, detail): a report of it that is in the log: its time may go on all the same
 --   is_known(task), is_foreign(task): whether it has a record; whether that is of another session
---   into `seen` goes what operators want to know: 'started' or how a task ended, ms since it was accepted, tier, agent
+--   into `told.seen` goes what operators want to know: 'started' or how a task ended, ms since it was accepted, tier,
+--   agent, and the trace's id (or its own, if nobody brought one)
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun, and whether a
 --     router has to look at the list soon
-local function task_notes(prefix, base, epoch, now, kept, grace, show, every, seen)
+local function task_notes(prefix, base, epoch, now, kept, grace, show, every, told)
   local found, notes, waits, begun, soon = {}, {}, {}, {}, false
   local active, due = base .. ':tasks', string.sub(prefix, 1, -3) .. 'due'
   local session = string.sub(base, #prefix + 1)  -- both begin alike, but for one letter
@@ -92,6 +96,19 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, se
     local input, expires, answer = unpack(redis.call('HMGET', prefix .. task, 'input', 'input_expires', 'input_answer'))
     if (input or '') == '' or string.find(answer or '', input .. ' ', 1, true) == 1 then return false end
     return (tonumber(expires) or 0) == 0 or now <= tonumber(expires)
+  end
+
+  -- An entry ends in "metadata":{"traceparent":"00-<trace>-<span>-<flags>", if it has a trace (trace_context.py). Only one
+  -- in the task's own trace, which follows from its id, knows no better. A span that is not of the id is the router's.
+  local function traced(task, body)
+    local given = status_of(task)[13]
+    if not given then return body end
+    local own = string.gsub(task, '-', '')
+    if string.sub(body, -57, -23) ~= '00-' .. own then return body end
+    told.traces[#told.traces + 1] = task
+    told.traces[#told.traces + 1] = given
+    if string.sub(body, -21, -6) == string.sub(own, 17) then return string.sub(body, 1, -58) .. given .. '",' end
+    return string.sub(body, 1, -55) .. string.sub(given, 4, 35) .. string.sub(body, -22, -5) .. string.sub(given, 54) .. '",'
   end
 
   local function question(task, seq)
@@ -142,9 +159,12 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, se
     record[5], fields.deadline, fields.due = deadline, deadline, true
   end
 
-  local function measure(what, record)
+  local function measure(what, task)
+    local record = status_of(task)
     local after = math.max(0, now - tonumber(record[10] or now))
-    seen[#seen + 1] = string.format('%s %.0f %s %s', what, after, record[11] or '', record[12] or '')
+    local trace = record[13] and string.sub(record[13], 4, 35) or string.gsub(task, '-', '')
+    told.seen[#told.seen + 1] =
+      string.format('%s %.0f %s %s %s', what, after, record[11] or '', record[12] or '', trace)
   end
 
   local function note(task, kind, detail, seq, begins)
@@ -158,7 +178,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, se
     end
     if not record[3] then
       record[3], fields.started = now, now
-      measure('started', record)
+      measure('started', task)
       if kind ~= 't' then begun[#begun + 1] = task end
     end
     local status, attempt, more = string.match(detail, '^([%a_]+)#?(%d*) ?(.*)$')
@@ -166,7 +186,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, se
     if record[1] == 'reserved' then fields.due = true end  -- so it was pushed, and is waited for until its deadline
     if kind == 't' then
       record[1], fields.status, fields.ended = status, status, now
-      measure(status, record)
+      measure(status, task)
       if more ~= '' then fields.usage = more end
       return
     end
@@ -218,7 +238,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, se
 
   return {
     is_over = is_over, is_late = is_late, question = question, hold_back = hold_back, pending = pending, note = note,
-    repeated = repeated, write = write,
+    traced = traced, repeated = repeated, write = write,
     is_known = function(task) return status_of(task)[1] ~= false end,
     is_foreign = function(task) return status_of(task).foreign end,
   }

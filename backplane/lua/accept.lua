@@ -11,7 +11,8 @@
 --       put off (ms), 13 how long its record is kept beyond that (ms), 14 with enqueue its action, 15 how long nobody may
 --       be there (ms; '' for ever) and 16 how soon that is looked at, 17… more of its record.
 -- Returns {'not_yours'}, {'other', task} if a name was used for something else,
---   {'duplicate', now, task, its status, deadline, cursor, queue ('' if its record is gone)}, {'busy', tasks…},
+--   {'duplicate', now, task, its status, deadline, cursor, queue ('' if its record is gone), traceparent ('' if its
+--   client gave none)}, {'busy', tasks…},
 --   {'held', now, epoch, head} if it waits for others to end,
 --   or {'new', now, epoch, head, tasks that are being cancelled for it…}.
 local base, active, due, task = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -27,8 +28,8 @@ for i = 5, #KEYS do
   if known then
     local first, fingerprint = string.match(known, '^(%S+) (%S+)$')
     if fingerprint ~= ARGV[6] then return {'other', first or ''} end
-    local told = redis.call('HMGET', prefix .. first, 'status', 'deadline', 'cursor', 'queue')
-    return {'duplicate', now, first, told[1] or '', told[2] or '', told[3] or '', told[4] or ''}
+    local told = redis.call('HMGET', prefix .. first, 'status', 'deadline', 'cursor', 'queue', 'traceparent')
+    return {'duplicate', now, first, told[1] or '', told[2] or '', told[3] or '', told[4] or '', told[5] or ''}
   end
 end
 

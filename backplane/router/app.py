@@ -12,11 +12,13 @@ from typing import Any
 
 from backplane.errors import RedisUnavailable
 from backplane.log import get_logger
+from backplane.log_level import LevelSwitch
 from backplane.presence import Presence, Summary
 from backplane.redis_client import parse_redis_url
 from backplane.router.consumer import Consumer
 from backplane.settings import Settings
 from backplane.supervise import calm_collector, run_until
+from backplane.tracing import open_tracer
 
 _GOODBYE_S = 2.0
 
@@ -38,7 +40,8 @@ class Router:
         self.log = get_logger(process="router", router_id=self.id)
         keys, target = settings.keys(), parse_redis_url(settings.redis_url)
         self.redis_shown = target.shown
-        self.consumer = Consumer(target, keys, settings, self.log, self.id)
+        self.tracer = open_tracer(settings, "router", self.id, self.log)
+        self.consumer = Consumer(target, keys, settings, self.log, self.id, self.tracer)
         self.lag = self.consumer.metrics.watch(self.consumer)
         self.presence = Presence(
             self.consumer.commands, keys, "routers", self.id, settings.presence_interval_s, self.summary
@@ -95,8 +98,10 @@ async def run_router(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     tasks = {**router.tasks(), **beside(router)}
+    LevelSwitch(settings.log_level, router.log).listen()
     calm_collector()
     router.log.info("router_started", redis=router.redis_shown)
     clean = await run_until(stop, tasks, router.log, router.leave)
+    await router.tracer.close()
     router.log.info("router_stopped", clean=clean, **asdict(router.consumer.transfer.counts))
     return 0 if clean else 1

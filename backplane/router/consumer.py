@@ -31,6 +31,7 @@ from backplane.router.transfer import Transfer
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
 from backplane.tasks import Tasks
+from backplane.tracing import NO_TRACER, Tracer
 from backplane.wire import Reply, forget
 
 _BATCHES_A_TURN = 4
@@ -50,10 +51,17 @@ class Consumer:
         settings: batch sizes and intervals.
         log: gets what an operator should know.
         router_id: of this process.
+        tracer: gets spans.
     """
 
     def __init__(
-        self, target: RedisTarget, keys: Keys, settings: Settings, log: Logger, router_id: str
+        self,
+        target: RedisTarget,
+        keys: Keys,
+        settings: Settings,
+        log: Logger,
+        router_id: str,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._keys = keys
         self._log = log
@@ -92,7 +100,7 @@ class Consumer:
             self.metrics.lateness,
         )
         self.transfer = Transfer(
-            self.store, self.commands, keys, settings, log, self.deadlines.look_soon, self.metrics
+            self.store, self.commands, keys, settings, log, self.deadlines.look_soon, tracer, self.metrics
         )
         self.depths = Depths(self.commands, keys, self.leases.mine)
         self.lookout = Lookout(target, keys, settings, self._on_seen, self._on_failure)

@@ -270,8 +270,8 @@ class Deadlines:
             await self._time_out(callback_list, tenant_id, due)
 
     async def _time_out(self, callback_list: str, tenant_id: str, due: Due) -> None:
-        now = time.time()
-        entry = end_entry("timeout", due.task_id, due.session_id, tenant_id, due.tier, "", now)
+        now, traceparent = time.time(), self._tasks.traceparent(due.task_id, due.traceparent)
+        entry = end_entry("timeout", due.task_id, due.session_id, tenant_id, due.tier, "", now, traceparent)
         if not await self._tasks.end(callback_list, entry, "", now):
             self.timeouts += 1
             if due.deadline.isdecimal():

@@ -30,6 +30,7 @@ from backplane.router.callback import (
     plain,
     text,
 )
+from backplane.trace_context import echoed, metadata, traceparent_of_task
 
 REASONS = {
     "not_json": "the callback is not a JSON object, or not UTF-8",
@@ -62,13 +63,14 @@ _EXTENSION_MAX_S = 7 * 86_400.0
 _fields_decoder = msgspec.json.Decoder(Fields)
 
 
-def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
+def dispatch(raw: bytes, tenant_id: str, at: str, sampled: int = 0) -> Entry:
     """Turn a callback of ``tenant_id``'s list into the entry for its session.
 
     Args:
         raw: as the AES pushed it.
         tenant_id: whose list it was on.
         at: the message's timestamp, from `backplane.messages.timestamp`.
+        sampled: which tasks' own traces are, from `backplane.trace_context.sample_bound`.
 
     Raises:
         BadCallback: it cannot be understood.
@@ -80,6 +82,7 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
             return _piece(callback)
         if action == EVENT:
             return _event(callback, raw, tenant_id, at)
+        callback.traceparent = _traceparent(callback, raw, sampled)
         if action == "execution.progress":
             return _reported(callback, tenant_id, at)
         if action in _TERMINAL_ACTIONS or (
@@ -93,9 +96,19 @@ def dispatch(raw: bytes, tenant_id: str, at: str) -> Entry:
     raise BadCallback("unknown_action", f"action_type {ascii(action)[:60]}")
 
 
+def _traceparent(callback: Callback, raw: bytes, sampled: int) -> str | None:
+    """The trace that the producer passed on, else its task's own."""
+    if b"traceparent" in raw:  # else there is nothing to decode
+        trace = echoed(callback.metadata, callback.traceparent, callback.queue_metadata)
+        if trace is not None:
+            return trace.traceparent
+    return traceparent_of_task(callback.task_id, sampled) if callback.task_id else None
+
+
 def _message(callback: Callback, tenant_id: str, at: str, kind: str, data: MessageData) -> Message:
     tier = callback.tenant_tier if callback.tenant_tier in TIERS else None
-    return Message(at, kind, callback.task_id, callback.session_id, tenant_id, tier, data, metadata={})
+    trace = metadata(callback.traceparent)
+    return Message(at, kind, callback.task_id, callback.session_id, tenant_id, tier, data, trace)
 
 
 def _digest(*parts: bytes) -> bytes:

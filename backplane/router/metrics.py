@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from functools import partial
 from operator import attrgetter
@@ -111,12 +112,12 @@ class RouterMetrics:
     def note(self, tenant_id: str, told: list[bytes]) -> None:
         """What the transfer script has seen of tasks (see `_task.lua`)."""
         for line in told:
-            what, ms, tier, agent_id = line.decode().split(" ", 3)
-            after_s = int(ms) / 1000
+            what, ms, tier, agent_id, trace_id = line.decode().split(" ", 4)
+            after_s, now = int(ms) / 1000, time.time()
             if what == "started":
-                self._first_word.of(tier).observe(after_s)
+                self._first_word.of(tier).observe_traced(after_s, trace_id, now)
             else:
-                self._duration.of(tier, what).observe(after_s)
+                self._duration.of(tier, what).observe_traced(after_s, trace_id, now)
                 self.named.task_ended(tenant_id, tier, agent_id, what)
 
     def watch(self, consumer: Consumer) -> EventLoopLag:

@@ -18,9 +18,12 @@ from backplane.log import Logger
 from backplane.messages import timestamp
 from backplane.router.dispatch import dispatch
 from backplane.router.metrics import RouterMetrics
+from backplane.router.watch import TransferWatch
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
 from backplane.store import Store
+from backplane.trace_context import sample_bound
+from backplane.tracing import NO_TRACER, Tracer
 from backplane.wire import Argument
 
 Waiting = list[
@@ -58,14 +61,14 @@ class _Moves:
     mistakes: list[str] = field(default_factory=list)
 
 
-def judge(waiting: Waiting, tenant_id: str, at: str, largest: int) -> _Moves:
+def judge(waiting: Waiting, tenant_id: str, at: str, largest: int, sampled: int = 0) -> _Moves:
     """Dispatch a batch; each session's entries keep the order of the list."""
     moves = _Moves()
     for position, raw in enumerate(waiting):
         try:
             if isinstance(raw, list):
                 raise BadCallback("too_large", f"{raw[0]} bytes, CALLBACK_MAX_BYTES is {largest}")
-            entry = dispatch(raw, tenant_id, at)
+            entry = dispatch(raw, tenant_id, at, sampled)
         except BadCallback as error:
             moves.dead += (position, error.reason, error.detail[:500])
         except Exception as error:  # noqa: BLE001  # our own mistake must not stop the tenant's other callbacks
@@ -100,10 +103,12 @@ class Transfer:
         settings: Settings,
         log: Logger,
         on_due: Callable[[str], None] = lambda _list: None,
+        tracer: Tracer = NO_TRACER,
         metrics: RouterMetrics | None = None,
     ) -> None:
         self._metrics = metrics or RouterMetrics(settings)
         self._on_due = on_due
+        self._watch = TransferWatch(tracer, log)
         self._store = store
         self._commands = commands
         self._log = log
@@ -115,6 +120,7 @@ class Transfer:
         ]
         self._kept: list[Argument] = [settings.dead_letters_max, settings.dead_letters_max_bytes]
         self._appending = Appending(settings, keys, store.publish_command)
+        self._sampled = sample_bound(settings.trace_sample_ratio)
         self._nonce = os.urandom(6).hex()
         self._serial = count(1)
         self.counts = Counts()
@@ -162,7 +168,7 @@ class Transfer:
             self._count(tenant_id, len(waiting), reply)
             if reply[9]:
                 self._on_due(callback_list)
-            fence, waiting = new_fence, reply[11:]
+            fence, waiting = new_fence, reply[12:]
             if not waiting:
                 break
         return length > 0
@@ -202,7 +208,8 @@ class Transfer:
         more: bool,
     ) -> tuple[list[Any], int]:
         now = time.time()
-        moves = judge(waiting, tenant_id, timestamp(now), int(self._take[2]))
+        moves = judge(waiting, tenant_id, timestamp(now), int(self._take[2]), self._sampled)
+        watched = self._watch.begin(tenant_id, moves.sessions, waiting) if self._watch.on else None
         keys, names = self._keys, [callback_list, self._keys.fence(callback_list)]
         if keys.is_spread(tenant_id) or keys.number_of(callback_list.encode()):
             await self._send_on(moves, callback_list, tenant_id, waiting)
@@ -223,6 +230,9 @@ class Transfer:
             names += [f"{key}{part}" for key in records for part in ("", ":stream", ":text", ":reasoning")]
             names += (f"{names[2]}:bytes", keys.due(callback_list))
         args += moves.dead
+        if moves.dead:
+            reasons = sorted({str(reason) for reason in moves.dead[1::3]})
+            self._log.warning("callbacks_unusable", tenant_id=tenant_id, reasons=reasons)
         for mistake in moves.mistakes:
             self._log.error("router_error", tenant_id=tenant_id, traceback=mistake)
         if moves.dead:
@@ -233,6 +243,8 @@ class Transfer:
             self.counts.streamed += moves.pieces - reply[7]
             unusable = ["session_unusable"] * (reply[3] - len(moves.dead) // 3)
             self._metrics.count_dead([*map(str, moves.dead[1::3]), *unusable])
+        if watched is not None and reply[0]:
+            watched.moved(callback_list, reply[11])
         if reply[0] and reply[3]:
             # And behind: an operator who emptied the list meanwhile may have taken it out of the index, and
             # the script itself buries the callbacks of an unusable session.

@@ -31,7 +31,7 @@ OWN = {
 }
 """Settings that are no plain values of the chart, and what stands in their place."""
 
-SHARED_GROUPS = ("Redis", "Queues", "Session log", "Tasks", "Tiers")
+SHARED_GROUPS = ("Redis", "Queues", "Traces", "Session log", "Tasks", "Tiers")
 """Groups of settings in which pods and routers must agree."""
 
 SHARED_NOT = ("REDIS_TIMEOUT_S", "ACTIONS_QUEUE_MAX")

@@ -55,7 +55,7 @@ class World:
         self.queue = TaskQueue(store, self.keys, settings.actions_queue_max)
         self.metrics = RouterMetrics(settings)
         self.transfer = Transfer(
-            store, store, self.keys, settings, structlog.get_logger(), on_due, self.metrics
+            store, store, self.keys, settings, structlog.get_logger(), on_due, metrics=self.metrics
         )
         self._said = 0
 

@@ -173,7 +173,7 @@ async def test_a_name_whose_record_has_expired(world: World, redis_client: Clien
 
     known = await world.accept("t-2", names=[NAME])
     assert isinstance(known, Duplicate)
-    assert known[1:] == ("t-1", "", None, "", "")
+    assert known[1:] == ("t-1", "", None, "", "", "")
     with pytest.raises(NameUsed):
         await world.accept("t-2", names=[NAME], fingerprint="other")
 

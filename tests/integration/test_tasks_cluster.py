@@ -72,7 +72,7 @@ async def test_a_tasks_whole_life(cluster: ValkeyCluster, store: Store) -> None:
         known = await world.accept("t-2", names=[NAME])
         assert isinstance(known, Duplicate)
         deadline = int((await world.record())["deadline"]) / 1000
-        assert known[1:] == ("t-1", "reserved", deadline, str(accepted.position), QUEUE)
+        assert known[1:] == ("t-1", "reserved", deadline, str(accepted.position), QUEUE, "")
         assert await world.push("t-1")
         await world.settle("t-1", pushed=True)
         await world.report("t-1", timeout=50)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,6 +21,7 @@ def open_socket(
     *,
     tenant_id: str = "acme",
     cursor: str | None = None,
+    headers: Mapping[str, str] | None = None,
     **query: str,
 ) -> ClientConnection:
     """Open a socket; use it as a context manager."""
@@ -27,7 +29,7 @@ def open_socket(
     if cursor is not None:
         words["cursor"] = cursor
     url = f"ws://127.0.0.1:{pod.port}/ws/{session_id}?{urlencode(words)}"
-    return connect(url, ping_interval=None, max_size=None, compression=None)
+    return connect(url, ping_interval=None, max_size=None, compression=None, additional_headers=headers)
 
 
 def receive(socket: ClientConnection, timeout_s: float = 10.0) -> Message:

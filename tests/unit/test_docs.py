@@ -30,7 +30,7 @@ def test_dependencies_are_documented_and_bounded() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     page = (ROOT / "docs/dependencies.md").read_text()
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *extras["dev"], *extras["test"]):
+    for requirement in (*project["dependencies"], *extras["dev"], *extras["otel"], *extras["test"]):
         name = re.split(r"[\[>=<]", requirement)[0]
         if name != project["name"]:
             assert "<" in requirement, requirement

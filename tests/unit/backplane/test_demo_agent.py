@@ -51,7 +51,11 @@ def test_reads_what_the_gateway_pushes() -> None:
         Settings(), identity, Context("sales"), ChatBody("hi"),
         **cast("Any", ids), queue_name="q", callback_queue=QUEUE, now=NOW, deadline=NOW + 300,
     )  # fmt: skip
-    assert read_action(raw) == Run(ids["task_id"], "acme", "s-1", QUEUE, "hi", "enterprise", 300)
+    read = read_action(raw)
+    assert isinstance(read, Run)
+    assert msgspec.structs.replace(read, metadata=msgspec.Raw(b"null")) == Run(
+        ids["task_id"], "acme", "s-1", QUEUE, "hi", "enterprise", 300
+    )
 
 
 def test_reads_a_cancel() -> None:

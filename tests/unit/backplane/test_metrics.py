@@ -41,9 +41,12 @@ def test_the_last_trace_of_each_bucket_is_kept() -> None:
     """One is enough to look at; there are as many as buckets at most."""
     histogram = Histogram(BOUNDS)
     for number, value in enumerate((0.5, 0.6, 20.0)):
-        histogram.observe_traced(value, f"trace-{number}", at=100.0 + number)
+        histogram.observe_traced(value, f"{number:032x}", at=100.0 + number)
 
-    assert histogram.exemplars == {1: Exemplar("trace-1", 0.6, 101.0), 3: Exemplar("trace-2", 20.0, 102.0)}
+    assert histogram.exemplars == {
+        1: Exemplar(f"{1:032x}", 0.6, 101.0),
+        3: Exemplar(f"{2:032x}", 20.0, 102.0),
+    }
     assert sum(histogram.counts) == 3
 
 

@@ -25,6 +25,7 @@ from backplane.store import Store
 from backplane.task import ENDED, Due, Duplicate, Found, NewTask, Reserved
 from backplane.task_queue import TaskQueue, What
 from backplane.tasks import Tasks
+from backplane.trace_context import traceparent_of_task
 from gateway.feed import Feed
 from gateway.framing import SOCKET_FRAMING, Framing
 from gateway.hub import Hub
@@ -731,7 +732,8 @@ class FakeTasks:
         if fields is None:
             return Duplicate(now, task_id, "", None, "", "")
         ends = None if fields["status"] == "held" else int(fields["deadline"]) / 1000
-        return Duplicate(now, task_id, fields["status"], ends, fields["cursor"], fields["queue"])
+        given = fields.get("traceparent", "")
+        return Duplicate(now, task_id, fields["status"], ends, fields["cursor"], fields["queue"], given)
 
     def _running(self, listed: str, session_id: str) -> dict[str, dict[str, str]]:
         return {
@@ -739,6 +741,10 @@ class FakeTasks:
             for (where, task_id), fields in self.records.items()
             if where == listed and fields["session_id"] == session_id and fields["status"] not in ENDED
         }
+
+    def traceparent(self, task_id: str, given: str) -> str | None:
+        """As with the settings' defaults, where nothing is sampled."""
+        return given or traceparent_of_task(task_id, 0)
 
     async def settle(self, callback_list: str, due: Due, *, pushed: bool) -> None:
         """As ``lua/settle.lua``."""

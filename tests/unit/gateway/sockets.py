@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from backplane.ownership import Owned, Ownership
 from backplane.settings import Settings
+from backplane.tracing import NO_TRACER
 from gateway.access import AgentAccess
 from gateway.admission import Admission
 from gateway.auth import Authenticator
@@ -24,6 +25,7 @@ from gateway.listener import State
 from gateway.open_connections import OpenConnections
 from gateway.opening import Opening
 from gateway.origins import Origins
+from gateway.send_trace import SendTraces
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
 from gateway.tokens import issue_token
@@ -98,6 +100,7 @@ class Pod:
             self.desk,
             self.limiter.as_limiter(),
             AgentAccess(self.settings, logger),
+            SendTraces(self.settings, NO_TRACER, logger),
         )
         self.topics = Topics(
             FakeStore().as_store(),

@@ -33,6 +33,8 @@ OPERATORS = [
     ("GET", "/api/admin/revocations"),
     ("POST", "/api/admin/revocations"),
     ("DELETE", "/api/admin/revocations"),
+    ("GET", "/api/admin/log-level"),
+    ("PUT", "/api/admin/log-level"),
     ("GET", "/api/admin/tenants/acme/limits"),
     ("PUT", "/api/admin/tenants/acme/limits"),
 ]

@@ -140,8 +140,10 @@ async def test_a_bad_traceparent_is_ignored(pod: StubPod, client: httpx.AsyncCli
     """A trace that is none must not keep a message from its agent (W3C Trace Context, 3.2.2)."""
     response = await send(client, traceparent=trace.encode())
 
+    own = response.json()["task_id"].replace("-", "")
     assert response.status_code == 200
-    assert "traceparent" not in json.loads(pod.queue.pushed[0][1])["metadata"]
+    assert response.json()["trace_id"] == own
+    assert json.loads(pod.queue.pushed[0][1])["metadata"]["traceparent"] == f"00-{own}-{own[16:]}-00"
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ async def test_sends_are_counted_by_how_they_went(refusal: Exception | None, out
     assert {labels: member.value for labels, member in tenants.items() if member.value} == {
         ("acme", outcome): 1
     }
-    assert len(pod.metrics.accept.members) == (refusal is None)
+    assert len(pod.metrics._accept.members) == (refusal is None)
 
 
 async def test_what_a_client_may_not_is_its_own_affair() -> None:

@@ -271,7 +271,7 @@ async def test_a_mistake_of_ours_while_opening(pod: Pod) -> None:
     await settle()
 
     assert client.problem == (500, "internal_error")
-    assert pod.logger.names == ["handshake_failed"]
+    assert pod.logger.names == ["handshake_failed", "socket_refused"]
 
 
 async def test_client_that_leaves_while_it_opens(pod: Pod) -> None:

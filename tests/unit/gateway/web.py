@@ -11,8 +11,10 @@ import httpx
 from starlette.requests import Request
 from starlette.responses import Response
 
+from backplane.log_level import LevelSwitch
 from backplane.revocations import Revocation
 from backplane.settings import Settings
+from backplane.tracing import NO_TRACER
 from gateway.access import AgentAccess
 from gateway.app import build_admin_app, build_app
 from gateway.auth import Authenticator
@@ -21,6 +23,7 @@ from gateway.http import bearer_token
 from gateway.metrics import PodMetrics
 from gateway.origins import Origins
 from gateway.pod import Pod
+from gateway.send_trace import SendTraces
 from gateway.sender import Sender
 from gateway.tasks import TaskDesk
 from gateway.tokens import issue_token
@@ -72,6 +75,7 @@ class StubPod:
         self.session_log = self.log.as_log()
         self.queue, self.tasks = FakeQueue(), FakeTasks(self.log)
         self.logger = FakeLogger()
+        self.level = LevelSwitch("info", self.logger.as_logger())
         self.desk = TaskDesk(
             self.tasks.as_tasks(), self.queue.as_queue(), self.session_log, self.logger.as_logger()
         )
@@ -90,6 +94,7 @@ class StubPod:
             self.desk,
             self.limiter.as_limiter(),
             AgentAccess(self.settings, self.logger.as_logger()),
+            SendTraces(self.settings, NO_TRACER, self.logger.as_logger()),
             self.metrics,
         )
         self.health = SimpleNamespace(

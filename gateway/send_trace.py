@@ -1,0 +1,147 @@
+"""What is told of a send: its trace, its span, its log events."""
+
+from __future__ import annotations
+
+import time
+
+from backplane.log import LEVEL, Logger
+from backplane.settings import Settings
+from backplane.trace_context import (
+    TraceContext,
+    of_task,
+    parse_traceparent,
+    sample_bound,
+    span_of_task,
+    traceparent_of_task,
+)
+from backplane.tracing import Span, Tracer
+from gateway.chat import Context
+from gateway.identity import Identity
+
+
+class SendTrace:
+    """One send, from when it came to its answer.
+
+    Attributes:
+        task_id: of the task that is made of it.
+        traceparent: that its action says.
+        given: the same if a client brought the trace, else empty: then it follows from the task's id.
+    """
+
+    __slots__ = (
+        "_began_ns", "_events", "_identity", "_log", "_own", "_tracer", "context", "given", "task_id",
+        "traceparent",
+    )  # fmt: skip
+
+    def __init__(
+        self, tracer: Tracer, bound: int, log: Logger, identity: Identity, context: Context, task_id: str
+    ) -> None:
+        self._tracer = tracer
+        self._log = log
+        self._identity = identity
+        self._own: TraceContext | None = None  # where there will be a span
+        self.task_id = task_id
+        self.context = context
+        self.given = ""
+        self.traceparent = context.traceparent or traceparent_of_task(task_id, bound) or ""
+        if tracer.on:
+            self._begin_span(bound)
+        if context.traceparent is not None:
+            self.given = self.traceparent
+
+    def _begin_span(self, bound: int) -> None:
+        parent = parse_traceparent(self.context.traceparent)
+        own = of_task(self.task_id, bound) if parent is None else parent.child(span_of_task(self.task_id))
+        if own is not None and own.sampled:
+            self._own = own
+            self.traceparent = own.traceparent
+            self._began_ns = time.time_ns()
+            self._events: list[tuple[str, int]] = []
+
+    @property
+    def trace_id(self) -> str:
+        """32 hex digits."""
+        return self.traceparent[3:35]
+
+    def became(self, task_id: str, given: str, bound: int) -> None:
+        """It is a task that was there already.
+
+        Args:
+            given: the trace that its client brought, or empty.
+        """
+        self.task_id = task_id
+        self.traceparent = given or traceparent_of_task(task_id, bound) or ""
+
+    def mark(self, event: str) -> None:
+        """A step is done."""
+        if self._own is not None:
+            self._events.append((event, time.time_ns()))
+
+    def pushed(self, queue: str) -> None:
+        """The action is in the AES's queue."""
+        self.mark("pushed")
+        if LEVEL.debug:
+            self._log.debug("action_pushed", queue=queue, **self._ids())
+
+    def accepted(self, queue: str, *, duplicate: bool, held: bool = False) -> None:
+        """The client is told that its message was accepted."""
+        if LEVEL.debug:
+            self._log.debug("message_accepted", duplicate=duplicate, held=held, **self._ids())
+        if self._own is not None:
+            self._end({"messaging.destination.name": queue, "orchestrator.duplicate": duplicate}, "")
+
+    def refused(self, error_code: str) -> None:
+        """The client is told why it was not."""
+        if LEVEL.debug:
+            self._log.debug("message_refused", error_code=error_code, **self._ids())
+        if self._own is not None:
+            self._end({}, error_code)
+
+    def _ids(self) -> dict[str, str]:
+        identity = self._identity
+        return {
+            "tenant_id": identity.tenant_id,
+            "session_id": identity.session_id,
+            "task_id": self.task_id,
+            "trace_id": self.trace_id,
+        }
+
+    def _end(self, more: dict[str, str | bool], error: str) -> None:
+        assert self._own is not None
+        identity, context = self._identity, self.context
+        attributes: dict[str, str | int | bool] = {
+            "messaging.system": "redis",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.message.conversation_id": identity.session_id,
+            "orchestrator.tenant_id": identity.tenant_id,
+            "orchestrator.tenant_tier": identity.tenant_tier,
+            "orchestrator.session_id": identity.session_id,
+            "orchestrator.task_id": self.task_id,
+            "orchestrator.agent_id": context.agent_id,
+            **more,
+        }
+        parent = parse_traceparent(context.traceparent)
+        self._tracer.record(
+            Span(
+                "send", "producer", self._own, parent, self._began_ns, time.time_ns(), attributes,
+                self._events, error, context.tracestate or "",
+            )
+        )  # fmt: skip
+
+
+class SendTraces:
+    """Begins them.
+
+    Args:
+        log: for operators.
+    """
+
+    def __init__(self, settings: Settings, tracer: Tracer, log: Logger) -> None:
+        self._tracer = tracer
+        self._log = log
+        self.bound = sample_bound(settings.trace_sample_ratio)
+
+    def begin(self, identity: Identity, context: Context, task_id: str) -> SendTrace:
+        """A message has come, for which a task of this id will be made."""
+        return SendTrace(self._tracer, self.bound, self._log, identity, context, task_id)

@@ -1,0 +1,195 @@
+"""A task's trace through Redis: with its record where a client brought it, else told by its id."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from structlog.testing import capture_logs
+
+from backplane.log import LEVEL, get_logger
+from backplane.router.transfer import Transfer
+from backplane.store import Store
+from backplane.task import Duplicate, send_name
+from backplane.trace_context import TraceContext, of_task, parse_traceparent
+from backplane.tracing import Span, Tracer
+from tests.integration.tasks import OVER_S, World
+
+NAME = send_name("key", "s-1", "n")
+CLIENTS = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
+AGENTS = CLIENTS.child("a" * 16)
+
+
+class Spans(Tracer):
+    """Keeps what it is told."""
+
+    on = True
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    def record(self, span: Span) -> None:
+        self.spans.append(span)
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    return World(store)
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid4())
+
+
+async def told(world: World) -> list[TraceContext | None]:
+    """The traces of the session's messages, in order."""
+    return [parse_traceparent(message["metadata"].get("traceparent")) for message in await world.log()]
+
+
+async def test_a_task_is_its_own_trace(world: World, task_id: str) -> None:
+    """An agent that passes nothing on loses nothing, and nothing is stored for it."""
+    await world.begin(task_id)
+    await world.report(task_id, step="thinking")
+    await world.answer(task_id)
+    assert await told(world) == [of_task(task_id, 0)] * 2
+    assert "traceparent" not in await world.record(task_id)
+
+
+async def test_a_clients_trace_is_kept(world: World, task_id: str) -> None:
+    """What comes for the task is in the trace that its client brought, whether or not its agent knows it."""
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.report(task_id, step="thinking")
+    await world.report(task_id, step="searching")
+    await world.answer(task_id)
+    assert await told(world) == [CLIENTS] * 3
+
+
+async def test_what_an_agent_passes_on_counts(world: World, task_id: str) -> None:
+    """It knows better than the record where its work stands."""
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.say(task_id, action_type="execution.progress", data={}, traceparent=AGENTS.traceparent)
+    await world.answer(task_id, metadata={"traceparent": AGENTS.traceparent})
+    assert await told(world) == [AGENTS] * 2
+
+
+async def test_the_record_of_another_session_lends_no_trace(world: World, task_id: str) -> None:
+    """Whoever names somebody else's task does not get into its trace."""
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.answer(task_id, session="s-2")
+    [message] = await world.log("s-2")
+    assert parse_traceparent(message["metadata"]["traceparent"]) == of_task(task_id, 0)
+
+
+async def test_a_step_that_is_held_back_keeps_its_trace(world: World, task_id: str) -> None:
+    """It waits in the record, as it is to stand in the log."""
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.report(task_id, step="thinking", progress=0.1)
+    await world.report(task_id, step="thinking", progress=0.2)
+    await world.report(task_id, step="searching")
+    assert len(await world.log()) >= 2
+    assert set(await told(world)) == {CLIENTS}
+
+
+async def test_a_task_that_nobody_answers(world: World, task_id: str) -> None:
+    """Its end by its deadline is in its client's trace, too."""
+    await world.begin(task_id, traceparent=CLIENTS.traceparent, timeout_s=OVER_S, latest_s=OVER_S)
+    due = await world.due(task_id)
+    assert world.tasks.traceparent(task_id, due.traceparent) == CLIENTS.traceparent
+    await world.time_out(task_id)
+    assert [message["data"]["status"] for message in await world.log()] == ["timeout"]
+
+
+async def test_a_cancelled_task(world: World, task_id: str) -> None:
+    """The word to the agent and the end are in its trace, its client's or its own."""
+    other = str(uuid4())
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.begin(other)
+    for task in (task_id, other):
+        await world.begin_cancel(task)
+        await world.finish_cancel(task)
+    assert await told(world) == [CLIENTS, of_task(other, 0)]
+    queue = world.keys.actions("free")
+    actions = [json.loads(raw) for raw in await world.store.call("LRANGE", queue, 0, -1) if raw[:1] == b"{"]
+    said = {action["task_id"]: action["metadata"]["traceparent"] for action in actions}
+    own = of_task(other, 0)
+    assert own is not None
+    assert said == {task_id: CLIENTS.traceparent, other: own.traceparent}
+
+
+async def test_a_send_again_is_told_the_trace_of_the_first(world: World, task_id: str) -> None:
+    """It may have to push the action in the first one's place."""
+    await world.accept(task_id, names=[NAME], traceparent=CLIENTS.traceparent)
+    known = await world.accept(str(uuid4()), names=[NAME])
+    assert isinstance(known, Duplicate)
+    assert (known.task_id, known.traceparent) == (task_id, CLIENTS.traceparent)
+
+
+# Spans.
+
+
+def watched(world: World, **settings: Any) -> Spans:
+    """Have the router's spans kept."""
+    spans = Spans()
+    world.transfer = Transfer(
+        world.store, world.store, world.keys, world.settings, get_logger(), tracer=spans
+    )
+    return spans
+
+
+@pytest.mark.parametrize("passed_on", [True, False])
+async def test_a_callbacks_span(world: World, task_id: str, passed_on: bool) -> None:
+    """It follows the agent's, or the pod's; and the message names it, so that the delivery follows it."""
+    spans = watched(world)
+    given = CLIENTS.child("b" * 16)
+    await world.begin(task_id, traceparent=given.traceparent)
+    await world.answer(task_id, metadata={"traceparent": AGENTS.traceparent} if passed_on else {})
+    [span] = spans.spans
+    assert (span.name, span.kind, span.error) == ("callback", "consumer", "")
+    assert span.parent == (AGENTS if passed_on else given)
+    assert await told(world) == [span.own]
+    assert span.own.trace_id == CLIENTS.trace_id
+    assert span.own not in (AGENTS, given)
+    assert span.began_ns <= span.ended_ns
+
+
+async def test_a_failure_is_told_in_its_span(world: World, task_id: str) -> None:
+    """By its status."""
+    spans = watched(world)
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.answer(task_id, status="failed", result={"error": {"message": "no"}})
+    assert [span.error for span in spans.spans] == ["failed"]
+
+
+async def test_what_is_not_sampled_has_no_span(world: World, task_id: str) -> None:
+    """Neither a task's own trace, of which the settings sample none here, nor a client's."""
+    spans = watched(world)
+    unsampled = CLIENTS._replace(sampled=False)
+    await world.begin(task_id, traceparent=unsampled.traceparent)
+    await world.answer(task_id)
+    await world.begin("3f2504e0-4f89-41d3-9aff-ffffffffffff")
+    await world.answer("3f2504e0-4f89-41d3-9aff-ffffffffffff")
+    assert not spans.spans
+    assert [trace.trace_id for trace in await told(world) if trace] == [
+        CLIENTS.trace_id,
+        "3f2504e04f8941d39affffffffffffff",
+    ]
+
+
+async def test_callbacks_in_the_log_of_events(
+    world: World, task_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the level debug each is told, with the trace in which its message is; at others none."""
+    world.transfer = Transfer(world.store, world.store, world.keys, world.settings, get_logger())
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    with capture_logs() as logs:
+        await world.report(task_id, step="thinking")
+        assert not logs
+        monkeypatch.setattr(LEVEL, "number", 10)
+        monkeypatch.setattr(LEVEL, "debug", True)
+        await world.answer(task_id)
+    assert [(event["event"], event["kind"], event["trace_id"]) for event in logs] == [
+        ("callback_appended", "end", CLIENTS.trace_id)
+    ]
