@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from backplane.log import OUTPUT
 from backplane.metrics import FAST_S, Histogram, Registry
 from backplane.probes import Probes
 from backplane.store import Store
@@ -89,6 +90,16 @@ def process_metrics(
         lambda: {(process, use): float(store.connects) for use, store in stores.items()},
         "process",
         "connection",
+    )
+    registry.counted(
+        "orchestrator_log_lines_missing_total",
+        "Log lines that were not written: dropped (nobody took them), or suppressed (too many of one event).",
+        lambda: {
+            (process, "dropped"): float(OUTPUT.dropped),
+            (process, "suppressed"): float(OUTPUT.floods.suppressed),
+        },
+        "process",
+        "why",
     )
     limit = memory_limit_bytes()
     registry.gauge(
