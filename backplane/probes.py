@@ -14,6 +14,7 @@ from typing import Any
 
 from backplane.errors import RedisRefused, RedisUnavailable
 from backplane.link import Link
+from backplane.metrics import FAST_S, Histogram
 from backplane.store import Store
 
 _MISSED = 2
@@ -30,8 +31,8 @@ class _Probe:
         self.name = name
         self.sent = 0
         self.sent_at = 0.0
-        self.heard_at: float | None = None
-        self.waiting_since = time.monotonic()
+        self.heard_at: float | None = None  # on this connection
+        self.last_heard_at = self.waiting_since = time.monotonic()
         self.refused = ""
 
 
@@ -49,6 +50,8 @@ class Probes:
     Attributes:
         patience_s: for how long nothing may come back before that is a trouble.
         round_trip_s: of the last probe that came back.
+        commands: times until Redis answered a probe's command.
+        pushes: times until a probe came back.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class Probes:
         self._begin = begin
         self._end = end
         self._probes: dict[bytes, _Probe] = {}
+        self._began_at = time.monotonic()
         self._slotless: set[Link] = set()  # nodes with next to no slots, so that no name of ours is there
         self.round_trip_s: float | None = None
+        self.commands = Histogram(FAST_S)
+        self.pushes = Histogram(FAST_S)
 
     def names(self) -> list[str]:
         """What is used now."""
@@ -120,9 +126,18 @@ class Probes:
         if probe is None:
             return False
         if payload is None or payload == str(probe.sent).encode():
-            probe.heard_at = time.monotonic()
+            probe.heard_at = probe.last_heard_at = time.monotonic()
             self.round_trip_s = probe.heard_at - probe.sent_at
+            self.pushes.observe(self.round_trip_s)
         return True
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago a probe came back, of the server from which that is longest ago."""
+        now = time.monotonic()
+        return max(
+            (now - probe.last_heard_at for probe in self._probes.values()), default=now - self._began_at
+        )
 
     def lost(self) -> None:
         """A connection was lost: that it all gets through has to be proved anew."""
@@ -190,3 +205,5 @@ class Probes:
     def _sent(self, probe: _Probe, done: asyncio.Future[Any]) -> None:
         error = None if done.cancelled() else done.exception()
         probe.refused = str(error) if isinstance(error, RedisRefused) else ""
+        if error is None and not done.cancelled():
+            self.commands.observe(time.monotonic() - probe.sent_at)

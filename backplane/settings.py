@@ -443,6 +443,18 @@ class Settings:
         unit="s", least=0.2, group="Pod",
     )  # fmt: skip
 
+    metrics_top_tenants: int = _setting(
+        20, "Tenants that have a label of their own in metrics, by traffic; all others are `other`.",
+        unit="tenants", least=0, most=1_000, group="Metrics",
+    )  # fmt: skip
+    metrics_top_agents: int = _setting(
+        20, "Agents that have one, likewise.", unit="agents", least=0, most=1_000, group="Metrics"
+    )
+    metrics_tenants: str = _setting(
+        "", "Tenants that have a label whatever their traffic, with commas between them.", group="Metrics"
+    )
+    metrics_agents: str = _setting("", "Agents that have one, likewise.", group="Metrics")
+
     # Tiers.
     estimated_time_s: tuple[int, ...] = _setting(
         (30, 20, 10, 5), "Answer time told to clients, per tier: free, advance, professional, enterprise.",

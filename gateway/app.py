@@ -18,7 +18,9 @@ from gateway.admin_endpoints import AdminEndpoints
 from gateway.broadcast_endpoint import broadcast_endpoint
 from gateway.errors import ClientError
 from gateway.events_endpoint import events_routes
+from gateway.exposition import Exposition
 from gateway.http import Endpoint, bearer_token, exception_handlers, json_response, problem_response
+from gateway.http_metrics import CountedRequests
 from gateway.identity import check_scope
 from gateway.messages_endpoint import messages_endpoint
 from gateway.pod import Pod
@@ -86,7 +88,7 @@ class _LocalPages:
 
 
 def _app(pod: Pod, routes: list[Route]) -> Starlette:
-    middleware = []
+    middleware = [Middleware(CountedRequests, metrics=pod.metrics)]
     if pod.settings.access_log:
         middleware.append(Middleware(AccessLog, log=get_logger(process="pod", pod_id=pod.id)))
     if pod.settings.auth == "none":
@@ -112,8 +114,21 @@ def _operators_routes(pod: Pod) -> list[Route]:
         Route("/health/detailed", _detailed(pod)),
         Route("/ws/stats", ws_stats_endpoint(pod)),
         Route("/api/chat/stats", chat_stats_endpoint(pod)),
+        Route("/metrics", _metrics(pod)),
         *AdminEndpoints(pod).routes(),
     ]
+
+
+def _metrics(pod: Pod) -> Endpoint:
+    exposition = Exposition(pod.metrics.registry)
+
+    async def metrics(request: Request) -> Response:
+        # At a port of its own the network says who may read it; among clients, a token does.
+        if not pod.settings.admin_port:
+            check_scope(await pod.authenticator.grant(bearer_token(request)), "stats")
+        return await exposition.endpoint(request)
+
+    return metrics
 
 
 def _health_routes(pod: Pod) -> list[Route]:

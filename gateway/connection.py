@@ -107,7 +107,7 @@ class Connection(Listener):
         if seq > self.acked:
             self.acked = seq
             if self.feed is not None:
-                self._connections.hub.acked(self.feed)
+                self._connections.hub.acked(self.feed, seq)
 
     def beat(self) -> None:
         # Both kinds: libraries answer the frame by themselves, and a browser's code, which cannot see it,

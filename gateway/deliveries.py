@@ -49,15 +49,16 @@ class Deliveries:
         """Whether somebody wants to know."""
         return LEVEL.debug or self._tracer.on
 
-    def watch(self, group: CatchUp, batch: Batch) -> None:
-        """Send a group what it lacks of a batch, and tell of it."""
+    def watch(self, group: CatchUp, batch: Batch) -> int:
+        """Send a group what it lacks of a batch, and tell of it; returns what `CatchUp.send` does."""
         had, began_ns = {socket: socket.seq for socket in group.sockets}, time.time_ns()
-        group.send(batch)
+        written = group.send(batch)
         sent = [seq for socket, seq in had.items() if seq < batch.last == socket.seq]
         if sent:
             lacked = batch.entries[max(0, min(sent) + 1 - batch.first) :]
             rest = Batch(batch.epoch, batch.last + 1 - len(lacked), lacked)
             self.told(rest, len(sent), began_ns, replayed=True)
+        return written
 
     def told(self, batch: Batch, sockets: int, began_ns: int, *, replayed: bool = False) -> None:
         """A batch was written to sockets.

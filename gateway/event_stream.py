@@ -35,6 +35,7 @@ class EventStream(Listener):
     __slots__ = ("_chunked", "_early", "_peer", "framing", "marks")
 
     framing: EventFraming
+    kind = "event_stream"
 
     def __init__(self, connections: OpenConnections, peer: str | None, *, chunked: bool) -> None:
         super().__init__(connections)

@@ -55,11 +55,16 @@ class Subscriber(Protocol):
 
 
 class CatchUp:
-    """Sockets of one session that read their log from the same place on."""
+    """Sockets of one session that read their log from the same place on.
 
-    __slots__ = ("live", "live_bytes", "position", "sockets")
+    Attributes:
+        missed: they should have had it live.
+    """
 
-    def __init__(self, sockets: list[Subscriber], position: Position) -> None:
+    __slots__ = ("live", "live_bytes", "missed", "position", "sockets")
+
+    def __init__(self, sockets: list[Subscriber], position: Position, *, missed: bool = False) -> None:
+        self.missed = missed
         self.sockets = sockets
         self.position = position
         self.live: list[Batch] = []
@@ -72,8 +77,13 @@ class CatchUp:
         while self.live_bytes > _KEPT_ASIDE_BYTES and len(self.live) > 1:
             self.live_bytes -= sum(map(len, self.live.pop(0).entries))
 
-    def send(self, batch: Batch) -> None:
-        """Send each socket what it lacks of ``batch``; one that is full leaves, to come back later."""
+    def send(self, batch: Batch) -> int:
+        """Send each socket what it lacks of ``batch``; one that is full leaves, to come back later.
+
+        Returns:
+            How many messages were written, to all of them together.
+        """
+        sent = 0
         for socket in self.sockets:
             entries = newer(batch, socket.seq)
             if isinstance(entries, Gap) or not entries:
@@ -83,7 +93,9 @@ class CatchUp:
                 continue
             socket.write(socket.framing.log(batch.epoch, socket.seq + 1, entries))
             socket.seq = batch.last
+            sent += len(entries)
         self.position = Position(batch.epoch, max(batch.last, self.position.seq))
+        return sent
 
 
 class Stream:
@@ -149,11 +161,14 @@ class Feed:
         has: of sockets that have come since the streams were read: what their clients have of such.
         loading: the streams are being read; None if they are not.
         pieces: of answers that were published since this pod is subscribed.
+        acks: whether a client of it acknowledges messages.
+        awaited: a message of which the acknowledgement is awaited: its seq, and when it was written
+            (monotonic seconds).
     """
 
     __slots__ = (
-        "catching", "channel", "epoch", "has", "loading", "marked", "pieces", "replaced", "sockets",
-        "streams",
+        "acks", "awaited", "catching", "channel", "epoch", "has", "loading", "marked", "pieces", "replaced",
+        "sockets", "streams",
     )  # fmt: skip
 
     def __init__(self, channel: bytes) -> None:
@@ -167,6 +182,8 @@ class Feed:
         self.has: dict[Subscriber, Mapping[str, Have]] = {}
         self.loading: Loading | None = None
         self.pieces = 0
+        self.acks = False
+        self.awaited: tuple[int, float] | None = None
 
     @property
     def session(self) -> str:

@@ -30,6 +30,7 @@ from backplane.session_log import (
 )
 from backplane.store import Store
 from backplane.tracing import NO_TRACER, Tracer
+from gateway.delays import Delays
 from gateway.deliveries import Deliveries
 from gateway.feed import CatchUp, Feed, Subscriber
 from gateway.framing import Framing
@@ -52,6 +53,7 @@ class Hub:
         log: for operators.
         others: gets the pushes of channels that are no session's.
         merge_s: see `Streams`.
+        delays: told what goes out when.
         tracer: gets the spans of deliveries.
     """
 
@@ -63,6 +65,7 @@ class Hub:
         others: Callable[[bytes, bytes], None],
         merge_s: float = 0.0,
         tracer: Tracer = NO_TRACER,
+        delays: Delays | None = None,
     ) -> None:
         self._store = feed
         self._session_log = session_log
@@ -73,9 +76,12 @@ class Hub:
         self._tasks: set[asyncio.Task[None]] = set()
         self.marks = Marks(session_log, log, self._holds)
         self.streams = Streams(feed, session_log, merge_s, self._spawn)
+        self._delays = delays or Delays()
         self._deliveries = Deliveries(tracer, log)
         self.delivered = 0
+        self.caught_up = 0
         self.gaps = 0
+        self.restarts = 0
 
     @property
     def sessions(self) -> int:
@@ -167,9 +173,10 @@ class Hub:
         elif feed.streams and socket.wants_chunks:
             self.streams.go_on(feed)
 
-    def acked(self, feed: Feed) -> None:
-        """A client has acknowledged messages: a socket's `sent` has moved."""
+    def acked(self, feed: Feed, seq: int) -> None:
+        """A client has acknowledged messages up to ``seq``: its socket's `sent` has moved."""
         self.marks.add(feed)
+        self._delays.acked(feed, seq)
 
     def _feed(self, channel: bytes) -> Feed:
         feed = self._feeds.get(channel)
@@ -277,16 +284,10 @@ class Hub:
                 lost.append(socket)
         if made:
             self.marks.add(feed)
+            self._delays.delivered(feed, batch)
         if lost:
             self.gaps += 1
-            self._catch_up(feed, lost)
-
-    def _send(self, group: CatchUp, batch: Batch) -> None:
-        """Send what was missed."""
-        if self._deliveries.on:
-            self._deliveries.watch(group, batch)
-        else:
-            group.send(batch)
+            self._catch_up(feed, lost, missed=True)
 
     def _deliver_unlogged(self, feed: Feed, text: bytes) -> None:
         """Best effort: who cannot take it now gets the whole answer from the log."""
@@ -318,17 +319,23 @@ class Hub:
         if feed.sockets:
             self._read_from(feed, list(feed.sockets), before)
 
-    def _catch_up(self, feed: Feed, sockets: list[Subscriber]) -> None:
+    def _catch_up(self, feed: Feed, sockets: list[Subscriber], *, missed: bool = False) -> None:
         """Read on from the log for sockets that are not at its head."""
-        self._read_from(feed, sockets, feed.epoch or "")
+        self._read_from(feed, sockets, feed.epoch or "", missed=missed)
 
-    def _read_from(self, feed: Feed, sockets: list[Subscriber], epoch: str) -> None:
+    def _read_from(self, feed: Feed, sockets: list[Subscriber], epoch: str, *, missed: bool = False) -> None:
         for socket in sockets:
             feed.sockets.remove(socket)
             socket.behind = False
-        group = CatchUp(sockets, Position(epoch, min(socket.seq for socket in sockets)))
+        group = CatchUp(sockets, Position(epoch, min(socket.seq for socket in sockets)), missed=missed)
         feed.catching.append(group)
         self._spawn(self._read_on(feed, group))
+
+    def _send(self, group: CatchUp, batch: Batch) -> None:
+        sent = self._deliveries.watch(group, batch) if self._deliveries.on else group.send(batch)
+        self.caught_up += sent
+        if sent and group.missed:
+            self._delays.missed(batch.entries)
 
     async def _read_on(self, feed: Feed, group: CatchUp) -> None:
         try:
@@ -393,6 +400,7 @@ class Hub:
 
     def _restart(self, sockets: Iterable[Subscriber], reason: str) -> None:
         for socket in list(sockets):
+            self.restarts += 1
             socket.restart(reason)
 
     # After a lost connection, and every few seconds.
@@ -433,8 +441,9 @@ class Hub:
         seq = head.seq if head is not None and head.epoch == feed.epoch else -1
         off = [socket for socket in feed.sockets if socket.seq != seq and not socket.behind]
         if off:
-            self.gaps += any(socket.seq < seq for socket in off)
-            self._catch_up(feed, off)
+            missed = any(socket.seq < seq for socket in off)
+            self.gaps += missed
+            self._catch_up(feed, off, missed=missed)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

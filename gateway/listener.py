@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gateway.open_connections import OpenConnections
 
 
+_CUT_OFF = 1006  # RFC 6455, 7.1.5: it ended without a Close
+
+
 class State(IntEnum):
     """What a connection's bytes mean."""
 
@@ -37,6 +40,7 @@ class Listener(asyncio.Protocol):
 
     Attributes:
         framing: how messages are written to it.
+        kind: what it is, for operators.
         renewal: what its client does when its token has expired.
         trace: of the request that opened it; what is said on it belongs there unless it says another.
     """
@@ -68,6 +72,7 @@ class Listener(asyncio.Protocol):
     )
 
     framing: Framing
+    kind = "socket"
     renewal = "connect again with a new one"
 
     def __init__(self, connections: OpenConnections) -> None:
@@ -101,6 +106,8 @@ class Listener(asyncio.Protocol):
         # Nor is it listened to: answers to what it says would pile up where nothing bounds them.
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
+        self._connections.slow += 1
+        self._connections.slowed += 1
         delay_s = self._connections.settings.slow_consumer_timeout_s
         loop = asyncio.get_running_loop()
         self._slow_timer = loop.call_later(
@@ -111,13 +118,17 @@ class Listener(asyncio.Protocol):
         )
 
     def resume_writing(self) -> None:
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
-            self._slow_timer = None
+        self._not_slow()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
         if self.feed is not None and self.state == State.OPEN:
             self._connections.hub.resumed(self.feed, self)
+
+    def _not_slow(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+            self._connections.slow -= 1
 
     def eof_received(self) -> None:
         """The transport closes itself; `connection_lost` follows."""
@@ -126,11 +137,13 @@ class Listener(asyncio.Protocol):
         if exc is not None:
             self._transport = None  # cut off: its buffer was thrown away, so `sent` cannot be told from it
         self.detach()
+        if self.state == State.OPEN and self.slot >= 0:
+            self._connections.count_close(_CUT_OFF)
         self.state = State.CLOSED
-        for timer in (self._slow_timer, self._close_timer):
-            if timer is not None:
-                timer.cancel()
-        self._slow_timer = self._close_timer = None
+        self._not_slow()
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+            self._close_timer = None
         self._transport = None
         self._connections.on_gone(self)
 
@@ -139,6 +152,11 @@ class Listener(asyncio.Protocol):
         """The address at the other end; None if it has none."""
         name = None if self._transport is None else self._transport.get_extra_info("peername")
         return name[0] if isinstance(name, tuple) else None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """What it has not taken yet of what was written to it."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     # gateway.feed.Subscriber
 

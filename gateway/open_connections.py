@@ -23,6 +23,8 @@ from gateway.identity import Identity
 from gateway.listener import Listener
 from gateway.wheel import Wheel
 
+OTHER_CODE = 0
+_CODES = frozenset({*CloseCode, *range(1000, 1016)})  # RFC 6455, 7.4.1
 _SOCKETS_A_TURN = 500
 _NOTING_S = 1.0  # a Redis that does not answer keeps no client from leaving
 _ANSWER_S = 1.0  # time for the answers to the last Closes, where there is no hurry a tenth of all at most
@@ -33,6 +35,13 @@ class OpenConnections:
 
     Args:
         refused: counts what clients are told they may not do, by error code.
+
+    Attributes:
+        closed_by_code: how many ended how; `OTHER_CODE` for codes that only clients use.
+        opened: how many there were.
+        open_by_kind: how many there are, sockets and event streams.
+        slow: how many of them cannot take more now.
+        slowed: how often that began.
     """
 
     def __init__(
@@ -52,6 +61,9 @@ class OpenConnections:
         self.closed_by_code: dict[int, int] = {}
         self.refused = refused
         self.opened = 0
+        self.open_by_kind = Counter[str]()
+        self.slow = 0
+        self.slowed = 0
         self._admission = admission
         self._ownership = ownership
         self._unlisten = unlisten
@@ -72,6 +84,7 @@ class OpenConnections:
         self._admission.entered(connection)
         self.expiries.add(connection)
         self.opened += 1
+        self.open_by_kind[connection.kind] += 1
         connection.since = int(now)
         self._ownership.own(_owned(connection, identity))
         if LEVEL.debug:
@@ -166,6 +179,7 @@ class OpenConnections:
         self._unlisten(connection)
         if connection.slot >= 0 and connection.identity is not None:
             self.wheel.remove(connection)
+            self.open_by_kind[connection.kind] -= 1
             if self._all_gone is not None and not len(self.wheel):
                 self._all_gone.set()
             self._ownership.disown(connection.connection_id)
@@ -175,9 +189,15 @@ class OpenConnections:
 
     def count_close(self, code: int) -> None:
         """Count why sockets are closed."""
+        if code not in _CODES:  # a client may send any: they are not to be counted each for itself
+            code = OTHER_CODE
         self.closed_by_code[code] = self.closed_by_code.get(code, 0) + 1
 
     # The whole pod.
+
+    def buffered_bytes(self) -> int:
+        """What connections have not taken yet of what was written to them."""
+        return sum(connection.buffered_bytes for connection in self.wheel.connections)
 
     async def rewrite_ownership(self) -> None:
         """Enter all sockets in Redis anew.

@@ -18,6 +18,7 @@ from gateway.errors import ClientError, redis_unavailable
 from gateway.health import Health
 from gateway.identity import Identity, Stated, check_scope
 from gateway.listener import Listener
+from gateway.metrics import PodMetrics
 from gateway.open_connections import OpenConnections
 from gateway.tasks import active_task
 from gateway.text_stream import Have, parse_have
@@ -36,7 +37,9 @@ class Opening:
         session_log: SessionLog,
         health: Health,
         connections: OpenConnections,
+        metrics: PodMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or PodMetrics(settings)
         self._settings = settings
         self._authenticator = authenticator
         self._admission = admission
@@ -88,6 +91,7 @@ class Opening:
             NotYours: the session belongs to another user.
             RedisUnavailable: Redis did not answer.
         """
+        began = time.monotonic()
         session = await self._session_log.locate(identity.tenant_id, identity.session_id)
         if self._health.deaf_to(session):
             raise redis_unavailable()
@@ -98,6 +102,8 @@ class Opening:
             if not accept(resumed):
                 return False
             self._greet(connection, identity, resumed)
+            self._metrics.resumes.of(resumed.status).value += 1
+            self._metrics.opening.of(connection.kind).observe(time.monotonic() - began)
             return True
 
         feed = await self._connections.hub.attach(

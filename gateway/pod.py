@@ -36,6 +36,7 @@ from gateway.events_endpoint import EventsEndpoint
 from gateway.health import Health
 from gateway.hub import Hub
 from gateway.listener import Listener
+from gateway.metrics import PodMetrics
 from gateway.open_connections import OpenConnections
 from gateway.opening import Opening
 from gateway.origins import Origins
@@ -87,6 +88,7 @@ class Pod:
         self.tracer = open_tracer(settings, "pod", self.id, self.log)
         self.level = LevelSwitch(settings.log_level, self.log)
         self.keys = settings.keys()
+        self.metrics = PodMetrics(settings)
         self.refused = Counter[str]()  # what clients were told they may not do, by error code
         self._background: set[asyncio.Task[None]] = set()
         target = parse_redis_url(settings.redis_url)
@@ -125,18 +127,28 @@ class Pod:
             self._unable,
         )
         merge_s = settings.stream_merge_ms / 1000
-        self.hub = Hub(self.feed, self.session_log, self.log, self._heard, merge_s, self.tracer)
+        self.hub = Hub(
+            self.feed, self.session_log, self.log, self._heard, merge_s, self.tracer, self.metrics.delays
+        )
         self.queue = TaskQueue(self.commands, self.keys, settings.actions_queue_max)
         tasks = Tasks(self.commands, self.keys, settings)
-        self.desk = TaskDesk(tasks, self.queue, self.session_log, self.log)
+        self.desk = TaskDesk(tasks, self.queue, self.session_log, self.log, self.metrics.named.task_ended)
         self.origins = Origins(
             settings.allowed_origins, local=settings.auth == "none" and not settings.allow_insecure
         )
         limiter = RateLimiter(self.commands, self.keys)
         access = AgentAccess(settings, self.log)
-        traces = SendTraces(settings, self.tracer, self.log)
         self.sender = Sender(
-            settings, self.keys, self.session_log, self.queue, tasks, self.desk, limiter, access, traces
+            settings,
+            self.keys,
+            self.session_log,
+            self.queue,
+            tasks,
+            self.desk,
+            limiter,
+            access,
+            SendTraces(settings, self.tracer, self.log),
+            self.metrics,
         )
         self.events = Events(self.commands, self.keys, settings)
         self.topics = Topics(
@@ -160,7 +172,13 @@ class Pod:
             settings, self.hub, self.admission, self.ownership, self.topics.gone, self.refused, self.log
         )
         opening = Opening(
-            settings, self.authenticator, self.admission, self.session_log, self.health, self.sockets
+            settings,
+            self.authenticator,
+            self.admission,
+            self.session_log,
+            self.health,
+            self.sockets,
+            self.metrics,
         )
         self.endpoint = WebSocketEndpoint(
             opening, self.sockets, self.admission, self.origins, self.conversation, self.log
@@ -178,6 +196,7 @@ class Pod:
             renew=self.ownership.keys,
             on_forgotten=self.sockets.rewrite_ownership,
         )
+        self._lag = self.metrics.watch(self)
         self._checking: asyncio.Task[None] | None = None
         self._check_again = False
 
@@ -214,6 +233,7 @@ class Pod:
             "expiries": self.sockets.expiries.run(),
             "revocations": self.enforcement.revocations.run(),
             "counts": self.counts.run(),
+            "lag": self._lag.run(),
             **self.authenticator.tasks(),
         }
 

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from backplane.router.app import Router
 from backplane.settings import Settings
+from gateway.exposition import Exposition
 from gateway.http import exception_handlers, json_response
 from gateway.http_protocol import bounded_protocol
 from gateway.server import QuietServer, listening_socket
@@ -35,7 +36,12 @@ def build_health_app(router: Router) -> Starlette:
     async def detailed(_request: Request) -> Response:
         return json_response({"router_id": router.id, "redis": router.redis_shown, **router.summary()})
 
-    routes = [Route("/livez", livez), Route("/readyz", readyz), Route("/health/detailed", detailed)]
+    routes = [
+        Route("/livez", livez),
+        Route("/readyz", readyz),
+        Route("/health/detailed", detailed),
+        Route("/metrics", Exposition(router.consumer.metrics.registry).endpoint),
+    ]
     return Starlette(routes=routes, exception_handlers=exception_handlers(Counter()))
 
 

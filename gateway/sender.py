@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -20,6 +21,7 @@ from gateway.access import AgentAccess
 from gateway.chat import ChatBody, Context, build_action, context_id, fingerprint, question_entry, timeout_s
 from gateway.errors import ClientError, redis_unavailable, session_taken
 from gateway.identity import Identity, check_agent, check_scope
+from gateway.metrics import PodMetrics
 from gateway.rate_headers import over_the_limit, rate_headers
 from gateway.send_trace import SendTrace, SendTraces
 from gateway.tasks import TaskDesk
@@ -63,7 +65,9 @@ class Sender:
         limiter: RateLimiter,
         access: AgentAccess,
         traces: SendTraces,
+        metrics: PodMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or PodMetrics(settings)
         self._settings = settings
         self._keys = keys
         self._log = log
@@ -85,11 +89,22 @@ class Sender:
                 for another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
         """
         trace = self._traces.begin(identity, context, str(uuid4()))
+        began, outcome = time.monotonic(), "failed"
         try:
-            return await self._send(identity, context, body, trace)
+            accepted = await self._send(identity, context, body, trace)
+            outcome = "repeated" if accepted.answer["duplicate"] else "accepted"
+            return accepted
         except ClientError as error:
+            outcome = "refused" if error.status < 500 else "failed"
             trace.refused(error.error_code)
             raise
+        except asyncio.CancelledError:
+            outcome = "given_up"
+            raise
+        finally:
+            self._metrics.count_send(identity.tenant_id, identity.tenant_tier, outcome)
+            if outcome == "accepted":
+                self._metrics.accepted(identity.tenant_tier, time.monotonic() - began, trace.trace_id)
 
     async def _send(self, identity: Identity, context: Context, body: ChatBody, trace: SendTrace) -> Accepted:
         check_scope(identity.grant, "chat")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -38,14 +38,23 @@ class TaskDesk:
 
     Args:
         log: for operators.
+        on_ended: told of tasks that are cancelled here: tenant, tier, agent, how.
     """
 
-    def __init__(self, tasks: Tasks, queue: TaskQueue, session_log: SessionLog, log: Logger) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        queue: TaskQueue,
+        session_log: SessionLog,
+        log: Logger,
+        on_ended: Callable[[str, str, str, str], None] = lambda *_task: None,
+    ) -> None:
         self._tasks = tasks
         self._queue = queue
         self._session_log = session_log
         self._log = log
         self._finishing: set[asyncio.Task[None]] = set()
+        self._on_ended = on_ended
         self.cancelled = 0
 
     async def show(self, grant: Grant, stated: Stated, task_id: str) -> dict[str, Any]:
@@ -88,7 +97,9 @@ class TaskDesk:
         if due.status in ENDED:
             return _cancelled(task_id, due.status)
         status = await finish_cancel(self._tasks, self._queue, found.callback_list, identity.tenant_id, due)
-        self.cancelled += not status
+        if not status:
+            self.cancelled += 1
+            self._on_ended(identity.tenant_id, due.tier, due.agent_id, "cancelled")
         return _cancelled(task_id, status or "cancelled")
 
     async def answer(

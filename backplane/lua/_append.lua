@@ -39,7 +39,7 @@ local function appender(lineage, at)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0, collapsed = 0, soon = 0,
-                  traces = {}}
+                  seen = {}, traces = {}}
 
   local function publish(channel, payload)
     local reply = redis.pcall(publish_command, channel, payload)
@@ -81,7 +81,7 @@ local function appender(lineage, at)
     local head = tonumber(record[2] or 0)
     local bytes, grown = tonumber(record[4] or 0), 0
     local entries, scores, mine, segments, left_out = {}, {}, {}, {}, false
-    local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every, counts.traces)
+    local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every, counts)
     local streams = speech(task_prefix, base, now, task_kept, most_text)
 
     local function enter(digest, body)

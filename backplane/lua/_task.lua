@@ -29,8 +29,12 @@ local function let_go_on(prefix, active, due, now)
 end
 
 local LATE_ANSWER_MAX = 65536
+local NOTED_FIELDS = {
+  'status', 'first', 'started', 'latest', 'deadline', 'question', 'shown', 'pending', 'session_id', 'accepted', 'tier',
+  'agent_id', 'traceparent',
+}
 
--- task_notes(prefix, base, epoch, now, kept, grace, show, every, traces) -> what to do with the task records of one session's
+-- task_notes(prefix, base, epoch, now, kept, grace, show, every, told) -> what to do with the task records of one session's
 -- entries.
 --   is_late(task, kind, body): it has ended, or is being cancelled; counts and keeps what came too late
 --   is_over(task): the same, of what is only streamed
@@ -40,23 +44,23 @@ local LATE_ANSWER_MAX = 65536
 --   pending(task, step, seq): what is pending, with its digest, if it is not of this step; it gets this seq, or is gone.
 --     Returns also whether something was left out for good
 --   traced(task, body): an entry of it, in its client's trace if that brought one and its agent does not know it; then
---     both are put into `traces`
+--     both are put into `told.traces`
 --   note(task, kind, detail, seq, begins): an entry of it stands in the log (seq nil: none, or from before); of a piece
 --     of its answer whether an attempt begins with it
 --   repeated(task, detail): a report of it that is in the log: its time may go on all the same
 --   is_known(task), is_foreign(task): whether it has a record; whether that is of another session
+--   into `told.seen` goes what operators want to know: 'started' or how a task ended, ms since it was accepted, tier,
+--   agent, and the trace's id (or its own, if nobody brought one)
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun, and whether a
 --     router has to look at the list soon
-local function task_notes(prefix, base, epoch, now, kept, grace, show, every, traces)
+local function task_notes(prefix, base, epoch, now, kept, grace, show, every, told)
   local found, notes, waits, begun, soon = {}, {}, {}, {}, false
   local active, due = base .. ':tasks', string.sub(prefix, 1, -3) .. 'due'
   local session = string.sub(base, #prefix + 1)  -- both begin alike, but for one letter
 
   local function status_of(task)
     if found[task] == nil then
-      local fields = {'status', 'first', 'started', 'latest', 'deadline', 'question', 'shown', 'pending', 'session_id',
-                      'traceparent'}
-      local reply = redis.pcall('HMGET', prefix .. task, unpack(fields))
+      local reply = redis.pcall('HMGET', prefix .. task, unpack(NOTED_FIELDS))
       if type(reply) ~= 'table' or reply.err then reply = {false} end
       if reply[1] and reply[9] ~= session then reply = {false, foreign = true} end
       found[task] = reply
@@ -97,12 +101,12 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, tr
   -- An entry ends in "metadata":{"traceparent":"00-<trace>-<span>-<flags>", if it has a trace (trace_context.py). Only one
   -- in the task's own trace, which follows from its id, knows no better. A span that is not of the id is the router's.
   local function traced(task, body)
-    local given = status_of(task)[10]
+    local given = status_of(task)[13]
     if not given then return body end
     local own = string.gsub(task, '-', '')
     if string.sub(body, -57, -23) ~= '00-' .. own then return body end
-    traces[#traces + 1] = task
-    traces[#traces + 1] = given
+    told.traces[#told.traces + 1] = task
+    told.traces[#told.traces + 1] = given
     if string.sub(body, -21, -6) == string.sub(own, 17) then return string.sub(body, 1, -58) .. given .. '",' end
     return string.sub(body, 1, -55) .. string.sub(given, 4, 35) .. string.sub(body, -22, -5) .. string.sub(given, 54) .. '",'
   end
@@ -155,6 +159,14 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, tr
     record[5], fields.deadline, fields.due = deadline, deadline, true
   end
 
+  local function measure(what, task)
+    local record = status_of(task)
+    local after = math.max(0, now - tonumber(record[10] or now))
+    local trace = record[13] and string.sub(record[13], 4, 35) or string.gsub(task, '-', '')
+    told.seen[#told.seen + 1] =
+      string.format('%s %.0f %s %s %s', what, after, record[11] or '', record[12] or '', trace)
+  end
+
   local function note(task, kind, detail, seq, begins)
     local record = status_of(task)
     if not runs(task) then return end  -- started elsewhere, or known to have ended
@@ -166,6 +178,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, tr
     end
     if not record[3] then
       record[3], fields.started = now, now
+      measure('started', task)
       if kind ~= 't' then begun[#begun + 1] = task end
     end
     local status, attempt, more = string.match(detail, '^([%a_]+)#?(%d*) ?(.*)$')
@@ -173,6 +186,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, tr
     if record[1] == 'reserved' then fields.due = true end  -- so it was pushed, and is waited for until its deadline
     if kind == 't' then
       record[1], fields.status, fields.ended = status, status, now
+      measure(status, task)
       if more ~= '' then fields.usage = more end
       return
     end

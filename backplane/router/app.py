@@ -42,6 +42,7 @@ class Router:
         self.redis_shown = target.shown
         self.tracer = open_tracer(settings, "router", self.id, self.log)
         self.consumer = Consumer(target, keys, settings, self.log, self.id, self.tracer)
+        self.lag = self.consumer.metrics.watch(self.consumer)
         self.presence = Presence(
             self.consumer.commands, keys, "routers", self.id, settings.presence_interval_s, self.summary
         )
@@ -66,7 +67,7 @@ class Router:
 
     def tasks(self) -> dict[str, Any]:
         """The router's long-lived coroutines, by name."""
-        return {**self.consumer.tasks(), "presence": self.presence.run()}
+        return {**self.consumer.tasks(), "presence": self.presence.run(), "lag": self.lag.run()}
 
     async def leave(self) -> None:
         """Say goodbye: the other routers take over at once."""

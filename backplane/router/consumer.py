@@ -22,9 +22,11 @@ from backplane.open_store import open_store
 from backplane.probes import Probes
 from backplane.redis_client import RedisTarget
 from backplane.router.deadlines import Deadlines
+from backplane.router.depths import Depths
 from backplane.router.leases import Leases
 from backplane.router.line import Line
 from backplane.router.lookout import Lookout
+from backplane.router.metrics import RouterMetrics
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
 from backplane.task_queue import TaskQueue
@@ -82,6 +84,7 @@ class Consumer:
             on_change=self._on_commands,
             on_failure=self._on_failure,
         )
+        self.metrics = RouterMetrics(settings)
         self.leases = Leases(self.commands, keys, router_id, settings.router_lease_s, self._on_view)
         self.deadlines = Deadlines(
             self.commands,
@@ -91,10 +94,15 @@ class Consumer:
             TaskQueue(self.commands, keys, settings.actions_queue_max),
             self.leases.mine,
             log,
+            lambda tenant_id, due, outcome: self.metrics.named.task_ended(
+                tenant_id, due.tier, due.agent_id, outcome
+            ),
+            self.metrics.lateness,
         )
         self.transfer = Transfer(
-            self.store, self.commands, keys, settings, log, self.deadlines.look_soon, tracer
+            self.store, self.commands, keys, settings, log, self.deadlines.look_soon, tracer, self.metrics
         )
+        self.depths = Depths(self.commands, keys, self.leases.mine)
         self.lookout = Lookout(target, keys, settings, self._on_seen, self._on_failure)
         self.probes = Probes(
             self.store,
@@ -126,6 +134,7 @@ class Consumer:
             "probes": self.probes.run(),
             "sweep": self._sweep_forever(),
             "deadlines": self.deadlines.run(),
+            "depths": self.depths.run(),
             **workers,
         }
 
@@ -133,6 +142,21 @@ class Consumer:
     def lists_served(self) -> int:
         """How many callback lists are this router's."""
         return len(self._mine)
+
+    @property
+    def lists_waiting(self) -> int:
+        """On how many of them something waits."""
+        return len(self._since)
+
+    @property
+    def routers(self) -> int:
+        """How many routers have a lease."""
+        return len(self.leases.routers)
+
+    @property
+    def is_lookout(self) -> bool:
+        """Whether this router finds new lists."""
+        return self.lookout.on_duty
 
     @property
     def oldest_s(self) -> float:
@@ -319,7 +343,7 @@ class Consumer:
             return False
         callback_list = name.decode()
         try:
-            more = await self.transfer.drain(callback_list, tenant_id, _BATCHES_A_TURN)
+            more = await self.transfer.drain(callback_list, tenant_id, _BATCHES_A_TURN, self._since.get(name))
         except RedisRefused as error:
             self._log.error("transfer_refused", tenant_id=tenant_id, reason=str(error))
             if "WRONGTYPE" in str(error):  # that is no list; if it becomes one, a push tells

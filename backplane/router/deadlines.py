@@ -21,6 +21,7 @@ from backplane.due_tasks import DueTasks
 from backplane.errors import QueueFull, RedisRefused, RedisUnavailable, UnknownTask
 from backplane.keys import Keys
 from backplane.log import Logger
+from backplane.metrics import SLOW_S, Histogram
 from backplane.scripts import DUE_LISTS, PUT_OFF
 from backplane.store import Store
 from backplane.task import ENDED, Due, Found
@@ -41,12 +42,15 @@ class Deadlines:
 
     Args:
         mine: whether this router serves a list.
+        on_ended: told of tasks that were ended here: whose, which, how.
+        lateness: told by how much tasks without an answer were ended after their deadline (s).
 
     Attributes:
         timeouts: tasks that were ended at their deadline.
         cancelled: tasks that were cancelled in somebody's place.
         left_alone: tasks that were cancelled because nobody was left.
         released: tasks that had waited for others.
+        failures: times that a task could not be seen to for another reason than that Redis was away.
         forgotten: sends that were never pushed, because a pod died.
     """
 
@@ -59,6 +63,8 @@ class Deadlines:
         queue: TaskQueue,
         mine: Callable[[bytes], bool],
         log: Logger,
+        on_ended: Callable[[str, Due, str], None] = lambda _tenant_id, _due, _outcome: None,
+        lateness: Histogram | None = None,
     ) -> None:
         self._store = store
         self._keys = keys
@@ -67,6 +73,8 @@ class Deadlines:
         self._queue = queue
         self._mine = mine
         self._log = log
+        self._on_ended = on_ended
+        self._lateness = lateness or Histogram(SLOW_S)
         self._all = asyncio.Event()
         self._all.set()  # the router before this one may have died while it looked
         self._wanted = set[bytes]()  # lists to look at whatever is said of them
@@ -78,6 +86,7 @@ class Deadlines:
         self.left_alone = 0
         self.released = 0
         self.forgotten = 0
+        self.failures = 0
 
     def look_at_all(self) -> None:
         """Look at every list of this router's: it may have got some from one that died while it looked."""
@@ -209,14 +218,18 @@ class Deadlines:
                 await self._tasks.settle(callback_list, due, pushed=pushed)
             elif due.status == "cancelling":
                 ended = await finish_cancel(self._tasks, self._queue, callback_list, tenant_id, due)
-                self.cancelled += not ended
+                if not ended:
+                    self.cancelled += 1
+                    self._on_ended(tenant_id, due, "cancelled")
             else:
                 await self._time_out(callback_list, tenant_id, due)
         except RedisRefused as error:
+            self.failures += 1
             self._log.error("task_not_ended", tenant_id=tenant_id, task_id=due.task_id, reason=str(error))
         except RedisUnavailable:
             return False
         except Exception:  # noqa: BLE001  # a record that nobody can use must not keep the others waiting
+            self.failures += 1
             self._log.exception("task_unusable", tenant_id=tenant_id, task_id=due.task_id)
         return True
 
@@ -231,6 +244,7 @@ class Deadlines:
                 self._tasks, self._queue, callback_list, tenant_id, due
             ):
                 self.left_alone += 1
+                self._on_ended(tenant_id, due, "cancelled")
 
     async def _release(self, callback_list: str, tenant_id: str, due: Due) -> None:
         released = await self._due.release(callback_list, due)
@@ -260,6 +274,9 @@ class Deadlines:
         entry = end_entry("timeout", due.task_id, due.session_id, tenant_id, due.tier, "", now, traceparent)
         if not await self._tasks.end(callback_list, entry, "", now):
             self.timeouts += 1
+            if due.deadline.isdecimal():
+                self._lateness.observe(max(0.0, now - int(due.deadline) / 1000))
+            self._on_ended(tenant_id, due, "timeout")
             self._log.info(
                 "task_timed_out", tenant_id=tenant_id, session_id=due.session_id, task_id=due.task_id
             )

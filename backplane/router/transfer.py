@@ -17,6 +17,7 @@ from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.messages import timestamp
 from backplane.router.dispatch import dispatch
+from backplane.router.metrics import RouterMetrics
 from backplane.router.watch import TransferWatch
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
@@ -40,6 +41,7 @@ class Counts:
     dead_letters_dropped: int = 0
     publishes_refused: int = 0
     late: int = 0
+    streamed: int = 0
     pieces_ignored: int = 0
     collapsed: int = 0
     conflicts: int = 0
@@ -55,6 +57,7 @@ class _Moves:
     topics: dict[str, list[Argument]] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     dead: list[Argument] = field(default_factory=list)
+    pieces: int = 0
     mistakes: list[str] = field(default_factory=list)
 
 
@@ -78,6 +81,7 @@ def judge(waiting: Waiting, tenant_id: str, at: str, largest: int, sampled: int 
                 moves.topics.setdefault(str(entry.detail), []).extend(entry.arguments(position))
             if entry.task_id:
                 moves.tasks.append(entry.task_id)
+                moves.pieces += entry.kind == "c"
     return moves
 
 
@@ -100,7 +104,9 @@ class Transfer:
         log: Logger,
         on_due: Callable[[str], None] = lambda _list: None,
         tracer: Tracer = NO_TRACER,
+        metrics: RouterMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or RouterMetrics(settings)
         self._on_due = on_due
         self._watch = TransferWatch(tracer, log)
         self._store = store
@@ -119,8 +125,13 @@ class Transfer:
         self._serial = count(1)
         self.counts = Counts()
 
-    async def drain(self, callback_list: str, tenant_id: str, batches: int) -> bool:
+    async def drain(
+        self, callback_list: str, tenant_id: str, batches: int, since: float | None = None
+    ) -> bool:
         """Move what waits on a list, up to ``batches`` batches, so that others get their turn.
+
+        Args:
+            since: when it was known that something waits there (monotonic seconds).
 
         Returns:
             True if more may wait. If not, the next write to the list is told by a push.
@@ -135,6 +146,7 @@ class Transfer:
         length = 0
         for left in range(batches - 1, -1, -1):
             new_fence = f"{self._nonce}:{next(self._serial)}"
+            began = time.monotonic()
             try:
                 reply, length = await self._move(
                     callback_list, tenant_id, waiting, fence, new_fence, more=left > 0
@@ -148,10 +160,15 @@ class Transfer:
                 # Another router moved them, or the data set is an older one: look again.
                 self.counts.conflicts += 1
                 return True
-            self._count(reply)
+            now = time.monotonic()
+            self._metrics.transfer.observe(now - began)
+            if since is not None:
+                self._metrics.wait.observe(now - since)
+            since = began  # what comes next was there before this, or has come since
+            self._count(tenant_id, len(waiting), reply)
             if reply[9]:
                 self._on_due(callback_list)
-            fence, waiting = new_fence, reply[11:]
+            fence, waiting = new_fence, reply[12:]
             if not waiting:
                 break
         return length > 0
@@ -222,15 +239,22 @@ class Transfer:
             # The index first: a dead letter in a list that nobody looks at would be lost.
             await self._store.call("SADD", keys.dead_letter_lists, callback_list)
         reply, length = await self._store.script_and_watch(TRANSFER, names, args, callback_list)
+        if reply[0]:
+            self.counts.streamed += moves.pieces - reply[7]
+            unusable = ["session_unusable"] * (reply[3] - len(moves.dead) // 3)
+            self._metrics.count_dead([*map(str, moves.dead[1::3]), *unusable])
         if watched is not None and reply[0]:
-            watched.moved(callback_list, reply[10])
+            watched.moved(callback_list, reply[11])
         if reply[0] and reply[3]:
             # And behind: an operator who emptied the list meanwhile may have taken it out of the index, and
             # the script itself buries the callbacks of an unusable session.
             await self._store.call("SADD", keys.dead_letter_lists, callback_list)
         return reply, length
 
-    def _count(self, reply: list[Any]) -> None:
+    def _count(self, tenant_id: str, taken: int, reply: list[Any]) -> None:
+        self._metrics.count_callbacks(tenant_id, taken)
+        if reply[10]:
+            self._metrics.note(tenant_id, reply[10])
         counts = self.counts
         counts.batches += 1
         counts.appended += reply[1]

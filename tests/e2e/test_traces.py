@@ -56,7 +56,8 @@ def test_an_agent_that_passes_nothing_on(traced: Traced, collector: Collector, g
         [message] = receive_ends(socket, 1)
     trace_id = trace.trace_id if given else answer["task_id"].replace("-", "")
     assert answer["trace_id"] == trace_id
-    wait_for(lambda: {"deliver", "callback", "run"} <= {one.name for one in collector.of(trace_id)}, "spans")
+    wanted = {"send", "callback", "run", "deliver"}
+    wait_for(lambda: wanted <= {one.name for one in collector.of(trace_id)}, "spans")
     spans = {span.name: span for span in collector.of(trace_id) if span.name != "deliver"}
     assert spans["callback"].parent_id == spans["send"].span_id
     assert spans["send"].parent_id == (trace.span_id if given else "")

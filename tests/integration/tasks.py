@@ -13,6 +13,7 @@ from backplane.appending import Entry
 from backplane.due_tasks import DueTasks
 from backplane.keys import Keys
 from backplane.messages import Message, timestamp, to_entry, with_position
+from backplane.router.metrics import RouterMetrics
 from backplane.router.transfer import Transfer
 from backplane.settings import Settings
 from backplane.store import Store
@@ -52,7 +53,10 @@ class World:
         self.tasks = Tasks(store, self.keys, settings)
         self.due_tasks = DueTasks(store, self.keys, settings)
         self.queue = TaskQueue(store, self.keys, settings.actions_queue_max)
-        self.transfer = Transfer(store, store, self.keys, settings, structlog.get_logger(), on_due)
+        self.metrics = RouterMetrics(settings)
+        self.transfer = Transfer(
+            store, store, self.keys, settings, structlog.get_logger(), on_due, metrics=self.metrics
+        )
         self._said = 0
 
     # What a pod does.

@@ -167,16 +167,16 @@ async def test_a_wake_up_during_a_turn_is_not_lost(redis_url: str, redis_client:
         drain = router.transfer.drain
         turns = 0
 
-        async def drain_slowly(callback_list: str, tenant_id: str, batches: int) -> bool:
+        async def drain_slowly(callback_list: str, tenant_id: str, batches: int, since: float | None) -> bool:
             nonlocal turns
             turns += 1
-            more = await drain(callback_list, tenant_id, batches)
+            more = await drain(callback_list, tenant_id, batches, since)
             if turns == 1:
                 push(redis_client, "acme", callback(2))
                 await router.store.call("EXISTS", "acme")  # its wake-up comes before the answer
             return more
 
-        router.transfer.drain = drain_slowly  # type: ignore[method-assign]
+        router.transfer.drain = drain_slowly  # type: ignore[method-assign, assignment]
         push(redis_client, "acme", callback(1))
         await arrived(redis_client, [1, 2], within_s=1)
 
@@ -487,7 +487,7 @@ async def test_a_list_that_went_to_another_router_is_no_worry(redis_url: str, re
         name = KEYS.callbacks("acme").encode()
         other = next(f"r-{n}" for n in range(2, 99) if owner(["r-1", f"r-{n}"], name) != "r-1")
 
-        async def move_in_vain(callback_list: str, tenant_id: str, batches: int) -> bool:
+        async def move_in_vain(callback_list: str, tenant_id: str, batches: int, since: float | None) -> bool:
             router.store.links[0].abort("a test")
             await eventually(lambda: not router.store.up)
             redis_client.zadd(KEYS.leases, {other: 2**53})
@@ -495,7 +495,7 @@ async def test_a_list_that_went_to_another_router_is_no_worry(redis_url: str, re
             redis_client.delete(name)  # the other router has moved it
             raise RedisUnavailable("connection to Redis lost")
 
-        router.transfer.drain = move_in_vain  # type: ignore[method-assign]
+        router.transfer.drain = move_in_vain  # type: ignore[method-assign, assignment]
         push(redis_client, "acme", callback(1))
         await eventually(lambda: router.store.connects == 2)
         await eventually(lambda: router.lists_served == 0)

@@ -38,6 +38,7 @@ OPERATORS = [
     ("GET", "/api/admin/tenants/acme/limits"),
     ("PUT", "/api/admin/tenants/acme/limits"),
 ]
+METRICS = "/metrics"
 ORIGIN = "https://app.example.com"
 
 
@@ -82,6 +83,21 @@ async def test_health_is_everywhere(path: str) -> None:
             assert (await client.get(path)).status_code == 200
 
 
+async def test_metrics_are_for_operators() -> None:
+    """Where clients come they need a token with the scope; at a port of its own the network decides."""
+    pod = with_tokens()
+    async with client_of(pod) as client:
+        check_problem(await client.get(METRICS), 401, "token_missing")
+        check_problem(await client.get(METRICS, headers=pod.bearer("chat")), 403, "scope_missing")
+        answer = await client.get(METRICS, headers=pod.bearer("stats"))
+    assert answer.status_code == 200
+    assert "orchestrator_sends_total" in answer.text
+    apart = with_tokens(admin_port=9_000)
+    async with client_of(apart) as client, client_of(apart, admin=True) as operator:
+        check_problem(await client.get(METRICS, headers=apart.bearer("stats")), 404, "not_found")
+        assert (await operator.get(METRICS)).status_code == 200
+
+
 def test_every_address_was_thought_of() -> None:
     """A new one is entered above, under those whom it is for."""
 
@@ -96,8 +112,10 @@ def test_every_address_was_thought_of() -> None:
 
     apart = with_tokens(admin_port=9_000).as_pod()
     assert paths(build_app(apart)) == {*HEALTH, *known(CLIENTS)}
-    assert paths(build_admin_app(apart)) == {*HEALTH, *known(OPERATORS)}
-    assert paths(build_app(with_tokens().as_pod())) == {*HEALTH, *known(CLIENTS), *known(OPERATORS)}
+    assert paths(build_admin_app(apart)) == {*HEALTH, *known(OPERATORS), METRICS}
+    assert paths(build_app(with_tokens().as_pod())) == {
+        *HEALTH, *known(CLIENTS), *known(OPERATORS), METRICS,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class StubHub:
         assert connection.writable
         self.resumptions += 1
 
-    def acked(self, feed: Feed) -> None:
+    def acked(self, feed: Feed, seq: int) -> None:
         self.acks += 1
 
 
@@ -77,6 +77,7 @@ class StubEndpoint:
         self.asked: list[str] = []
         self.retired: list[str] = []
         self.kept: list[asyncio.Task[None]] = []
+        self.slow = self.slowed = 0
 
     @property
     def connections(self) -> Any:
@@ -437,6 +438,7 @@ async def test_losing_the_connection_stops_its_timers() -> None:
     wire.lose()
 
     assert [timer is not None and timer.cancelled() for timer in timers] == [True, True]
+    assert (wire.endpoint.slow, wire.endpoint.slowed) == (0, 1)
 
 
 async def test_replaced_and_restarted() -> None:
@@ -476,6 +478,7 @@ async def test_consumer_that_reads_again() -> None:
     assert wire.connection.writable
     assert wire.transport.reading
     assert wire.hub.resumptions == 1
+    assert (wire.endpoint.slow, wire.endpoint.slowed) == (0, 1)
     assert timer is not None
     assert timer.cancelled()
 

@@ -429,6 +429,7 @@ async def test_liveness_never_looks_at_redis(path: str, answer: dict[str, str]) 
         keys=Untouchable(),
         origins=pod.origins,
         refused=pod.refused,
+        metrics=pod.metrics,
     )
     async with client_of(blind) as client:
         response = await client.get(path)

@@ -13,6 +13,8 @@ from backplane.position import Batch, Position
 from backplane.session_log import Mark
 from gateway import feed as feed_module
 from gateway import hub as hub_module
+from gateway.delays import Delays
+from gateway.feed import Feed
 from gateway.hub import Hub
 from tests.unit.gateway.fakes import (
     SESSION,
@@ -25,6 +27,23 @@ from tests.unit.gateway.fakes import (
 )
 
 
+class ToldDelays(Delays):
+    """Remembers how many messages went out live, and how many late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.late = self.acks = 0
+
+    def delivered(self, feed: Feed, batch: Batch) -> None:
+        self.live += len(batch.entries)
+
+    def missed(self, entries: list[bytes]) -> None:
+        self.late += len(entries)
+
+    def acked(self, feed: Feed, seq: int) -> None:
+        self.acks = seq
+
+
 class World:
     """A hub, and everything around it."""
 
@@ -33,11 +52,13 @@ class World:
         self.log = log or FakeSessionLog()
         self.logger = FakeLogger()
         self.others: list[tuple[bytes, bytes]] = []
+        self.delays = ToldDelays()
         self.hub = Hub(
             self.store.as_store(),
             self.log.as_log(),
             self.logger.as_logger(),
             lambda channel, payload: self.others.append((channel, payload)),
+            delays=self.delays,
         )
 
     def socket(self, *, wants_chunks: bool = False) -> FakeSocket:
@@ -389,6 +410,38 @@ async def test_a_publish_that_jumps_ahead(world: World) -> None:
 
     assert socket.seqs == all_up_to(7)
     assert world.hub.gaps == 1
+
+
+async def test_what_is_told_of_delays(world: World) -> None:
+    """Live messages once for all sockets, what was missed as late; history, and a slow socket, not at all."""
+    world.log.append(3)
+    one, _two = await world.open(), await world.open()
+    assert (world.delays.live, world.delays.late, world.hub.caught_up) == (0, 0, 6)
+    world.say()
+    world.log.append(2)  # lost on the way
+    world.say()
+    await settle()
+    assert (world.delays.live, world.delays.late, world.hub.caught_up) == (1, 3, 12)
+
+    one.writable = False
+    world.say()
+    assert (world.delays.live, world.delays.late) == (2, 3)
+    one.writable = True
+    assert one.feed is not None
+    world.hub.resumed(one.feed, one)
+    await settle()
+    assert (one.seqs, world.delays.late, world.hub.caught_up) == (all_up_to(8), 3, 13)
+    world.hub.acked(one.feed, 8)
+    assert world.delays.acks == 8
+
+
+async def test_what_a_check_finds_was_late(world: World) -> None:
+    """A loss that nothing reported is found by comparing positions."""
+    await world.open()
+    world.log.append(2)
+    await world.hub.check_positions(0)
+    await settle()
+    assert (world.delays.live, world.delays.late, world.hub.gaps) == (0, 2, 1)
 
 
 async def test_live_messages_during_a_gap(world: World) -> None:
@@ -984,7 +1037,7 @@ async def test_an_ack_is_noted(world: World) -> None:
     world.hub.marks._due.clear()
     socket.unsent = False
     assert socket.feed is not None
-    world.hub.acked(socket.feed)
+    world.hub.acked(socket.feed, 1)
     await world.hub.marks.flush()
 
     assert world.log.marks == [Mark(SESSION, Position("e1", 1))]

@@ -530,7 +530,8 @@ async def test_gone_is_gone(pod: Pod) -> None:
     await settle()
 
     assert (len(pod.sockets.wheel), pod.hub.sessions, pod.ownership.owned) == (0, 0, {})
-    assert pod.sockets.closed_by_code == {}
+    assert pod.sockets.closed_by_code == {1006: 1}
+    assert pod.sockets.open_by_kind == {"socket": 0}
 
 
 async def test_asked_to_reconnect(pod: Pod) -> None:

@@ -20,6 +20,7 @@ from gateway.app import build_admin_app, build_app
 from gateway.auth import Authenticator
 from gateway.errors import ERROR_CODES, ClientError
 from gateway.http import bearer_token
+from gateway.metrics import PodMetrics
 from gateway.origins import Origins
 from gateway.pod import Pod
 from gateway.send_trace import SendTraces
@@ -64,6 +65,7 @@ class StubPod:
     def __init__(self, **settings: Any) -> None:
         self.settings = Settings(**{"auth": "none", "message_max_bytes": LIMIT, **settings})
         self.id = "pod-1"
+        self.metrics = PodMetrics(self.settings)
         self.keys = self.settings.keys()
         self.authenticator = Authenticator(self.settings)
         self.redis_shown = "redis.test:6379/0"
@@ -93,6 +95,7 @@ class StubPod:
             self.limiter.as_limiter(),
             AgentAccess(self.settings, self.logger.as_logger()),
             SendTraces(self.settings, NO_TRACER, self.logger.as_logger()),
+            self.metrics,
         )
         self.health = SimpleNamespace(
             problem=lambda: self.problem,
