@@ -58,7 +58,7 @@ def lay_out(root: Path) -> None:
     shutil.copy(executable, binary)
     for name in ("python3", "python"):
         binary.with_name(name).symlink_to(_VERSION)
-    _copy_pip(root / packages[1:])
+    _copy_pip(root / packages[1:], binary.with_name("pip3"))
     tools = [Path(shutil.which(tool) or tool).resolve() for tool in _TOOLS]
     for name, tool in zip(_TOOLS, tools, strict=True):
         shutil.copy(tool, root / "usr/bin" / name)
@@ -66,10 +66,12 @@ def lay_out(root: Path) -> None:
     _write_settings(root / "etc")
 
 
-def _copy_pip(packages: Path) -> None:
+def _copy_pip(packages: Path, command: Path) -> None:
     pip = distribution("pip")
     for name in ("pip", f"pip-{pip.version}.dist-info"):
         shutil.copytree(str(pip.locate_file(name)), packages / name, ignore=_NOT_COPIED)
+    command.write_text('#!/bin/sh\nexec python -m pip "$@"\n')
+    command.chmod(0o755)
 
 
 def _wheels_libraries() -> Iterator[Path]:

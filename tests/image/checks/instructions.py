@@ -14,7 +14,7 @@ from gateway.cli import _parser
 from tests.image.source import Instruction, Source
 
 _INSTALLS = re.compile(r"\bpip\b.* (install|wheel|download)\b")
-_TOOLS = re.compile(r"\b(apt|apt-get|apk|dpkg|gcc|g\+\+|make|git|curl|wget|ssh|pip3? (?!uninstall)\w+)\b")
+_TOOLS = re.compile(r"\b(apt|apt-get|apk|dpkg|gcc|g\+\+|make|git|curl|wget|ssh|pip3? \w+)\b")
 _PIPED = re.compile(r"&&|;")
 
 
@@ -127,9 +127,8 @@ def last_stage(source: Source) -> Iterator[str]:
     """Tools in the image that only a build needs, or that bring others."""
     for each in source.image.all("RUN"):
         yield from (f"the last stage runs {found[0]}" for found in _TOOLS.finditer(each.line))
-        if "pip uninstall" not in each.line:
-            yield "pip stays in the image"
-    if not source.image.all("RUN"):
+    removed = [each.line for each in source.image.all("RUN") if re.search(r"\brm -r .*/pip-\*", each.line)]
+    if not removed:
         yield "pip stays in the image"
     for each in source.image.all("COPY"):
         if "from" not in each.flags:
