@@ -38,6 +38,8 @@ def _budgets() -> list[Case]:
              each(f"{DELIVERED}_bucket", PODS, growing(57.6), le="0.5"), TICKET, step="5m", at=LONG),
         Case("OrchestratorResumeBudget", "one in seven is reset",
              each(RESUMES, PODS, growing(0.5), status="reset"), PAGE),
+        Case("OrchestratorResumeBudget", "one in 2,000 is reset",
+             each(RESUMES, PODS, growing(600), status="replayed") | each(RESUMES, PODS, growing(0.3), status="reset")),
         Case("OrchestratorResumeBudget", "all are fresh", each(RESUMES, PODS, growing(90), status="fresh")),
         Case("OrchestratorResumeBudget", "four in a thousand, for a day",
              each(RESUMES, PODS, growing(0.13), status="reset")

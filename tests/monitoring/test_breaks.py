@@ -8,6 +8,7 @@ import pytest
 
 from tests.monitoring.breaks import SEEN, TRIED, Break
 from tests.monitoring.cases import CASES
+from tests.monitoring.cases_traffic import LONG
 from tests.monitoring.promtool import trial
 from tests.monitoring.rules import problems, read
 
@@ -25,6 +26,6 @@ def test_tried(mistake: Break, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text(mistake.made()[0], "utf-8")
     for alert in mistake.found_by:
-        output = trial(rules, [case for case in CASES if case.about == alert and case.at < 60], tmp_path)
+        output = trial(rules, [case for case in CASES if case.about == alert and case.at < LONG], tmp_path)
         assert "FAILED" in output
         assert "got:" in output, output  # Prometheus took the rules
