@@ -27,7 +27,7 @@ from backplane.log_level import LevelSwitch
 from backplane.redis_client import Client, parse_redis_url
 from backplane.settings import Settings
 from backplane.supervise import run_until
-from backplane.trace_context import TraceContext, echoed, metadata
+from backplane.trace_context import TraceContext, metadata, trace_of
 from backplane.tracing import NO_TRACER, Span, Tracer, open_tracer
 
 _BLOCK_S = 0.5  # bounds how long a stop takes
@@ -242,7 +242,7 @@ class DemoAgent:
         return cast("tuple[bytes, bytes] | None", taken)
 
     async def _answer(self, run: Run) -> None:
-        parent, began_ns, error = echoed(run.metadata), time.time_ns(), ""
+        parent, began_ns, error = trace_of(run.metadata), time.time_ns(), ""
         own = None if parent is None else parent.child(os.urandom(8).hex())
         callbacks = callbacks_for(run, time.time(), self._think_s, own)
         log = self._log.bind(

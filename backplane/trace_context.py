@@ -2,7 +2,7 @@
 
 Where a client brings no trace, a task's id is its trace: the 32 hex digits of the uuid are the trace's id,
 the last 16 of them the span of the pod that accepted it, and whether it is sampled follows from the id, too.
-So every station can name a task's trace, and the span from which all else hangs: nothing is stored or echoed.
+So every station can name a task's trace, and the span from which all else hangs: nothing is stored for it.
 
 A log entry that has a trace ends in ``"metadata":{"traceparent":"…",``: behind all that anybody else could
 have written, and always as long. So a pod finds it without decoding, and a script can change it.
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 TRACESTATE_MAX = 512
+NONE_SAMPLED = ""
+"""A `sample_bound`."""
 
 _HEX = "[0-9a-f]"
 _TRACEPARENT = re.compile(
@@ -26,7 +28,7 @@ _KEY = r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/
 _MEMBER = re.compile(rf"{_KEY}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\x2d-\x3c\x3e-\x7e]", re.ASCII)
 _MEMBERS_MAX = 32
 _RANDOM_DIGITS = 14  # at an id's end: in a uuid4 not all that stands before them is random
-_RANDOM = 16**_RANDOM_DIGITS
+_ABOVE_ALL = "g"
 
 _BEGINS = b'"metadata":{"traceparent":"'
 _ENDS = b'",'
@@ -94,25 +96,29 @@ def read_trace(traceparent: object, tracestate: object) -> Trace:
     return NO_TRACE if parent is None else (parent.traceparent, parse_tracestate(tracestate))
 
 
-def sample_bound(ratio: float) -> int:
-    """What `of_task` takes for sampling a share of all tasks."""
-    return int(ratio * _RANDOM)
+def sample_bound(ratio: float) -> str:
+    """Which tasks are sampled for a share of all of them: those whose ids end in less than this."""
+    return _ABOVE_ALL if ratio >= 1 else f"{int(ratio * 16**_RANDOM_DIGITS):0{_RANDOM_DIGITS}x}"
 
 
-def traceparent_of_task(task_id: str, bound: int) -> str | None:
+def traceparent_of_hex(trace_id: str, bound: str) -> str:
+    """The same as `traceparent_of_task`, of a uuid's 32 hex digits."""
+    # Digits of one length compare as the numbers do.
+    return f"00-{trace_id}-{trace_id[16:]}-{'01' if trace_id[-_RANDOM_DIGITS:] < bound else '00'}"
+
+
+def traceparent_of_task(task_id: str, bound: str = NONE_SAMPLED) -> str | None:
     """The trace that a task has of itself, as a header says it; None if its id is no uuid.
 
     Args:
         bound: from `sample_bound`; the same tasks are sampled by all processes that have the same.
     """
-    if _UUID.fullmatch(task_id) is None:
+    if len(task_id) != 36 or _UUID.fullmatch(task_id) is None:
         return None
-    trace_id = task_id.replace("-", "")
-    sampled = bound and int(trace_id[-_RANDOM_DIGITS:], 16) < bound
-    return f"00-{trace_id}-{trace_id[16:]}-{'01' if sampled else '00'}"
+    return traceparent_of_hex(task_id.replace("-", ""), bound)
 
 
-def of_task(task_id: str, bound: int) -> TraceContext | None:
+def of_task(task_id: str, bound: str = NONE_SAMPLED) -> TraceContext | None:
     """The same, taken apart."""
     return parse_traceparent(traceparent_of_task(task_id, bound))
 
@@ -122,41 +128,35 @@ def span_of_task(task_id: str) -> str:
     return task_id[-17:].replace("-", "")
 
 
-class _Echoed(msgspec.Struct):
+class _Said(msgspec.Struct):
     traceparent: Any = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     queue_metadata: msgspec.Raw = msgspec.Raw(b"null")
 
 
-_decode_echoed = msgspec.json.Decoder(_Echoed).decode
+_decode_said = msgspec.json.Decoder(_Said).decode
+
+
+def trace_of(said: bytes | msgspec.Raw) -> TraceContext | None:
+    """The ``traceparent`` of an object in JSON; None if it has none that is valid, or is no object."""
+    found = _read(said)
+    return None if found is None else parse_traceparent(found.traceparent)
 
 
 def passed_on(callback: bytes) -> TraceContext | None:
-    """The trace that a callback says, as it came."""
-    try:
-        found = _decode_echoed(callback)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    """The first valid ``traceparent`` of those that a callback has."""
+    found = _read(callback)
+    if found is None:
         return None
-    return echoed(found.metadata, found.traceparent, found.queue_metadata)
+    own = parse_traceparent(found.traceparent)
+    return trace_of(found.metadata) or own or trace_of(found.queue_metadata)
 
 
-def echoed(*places: Any) -> TraceContext | None:
-    """The first valid ``traceparent`` of those that a callback has.
-
-    Args:
-        places: a ``traceparent`` itself, or as `msgspec.Raw` an object that may have one.
-    """
-    for place in places:
-        if isinstance(place, msgspec.Raw):
-            try:
-                found = parse_traceparent(_decode_echoed(place).traceparent)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                continue  # it only adorns the callback
-        else:
-            found = parse_traceparent(place)
-        if found is not None:
-            return found
-    return None
+def _read(said: bytes | msgspec.Raw) -> _Said | None:
+    try:
+        return _decode_said(said)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # it only adorns the callback
 
 
 def metadata(traceparent: str | None) -> dict[str, Any]:

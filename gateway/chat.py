@@ -37,7 +37,7 @@ class Context(NamedTuple):
     """Where a chat message belongs, beside its identity.
 
     Attributes:
-        traceparent: valid; the client's, and in the end the one that the AES is told.
+        traceparent: valid; the client's.
         headers: what is passed on to the AES as ``metadata.headers``.
         tracestate: valid; the client's.
     """
@@ -119,11 +119,19 @@ def fingerprint(context: Context, body: ChatBody) -> str:
     return blake2b(msgspec.json.encode(said, order="sorted"), digest_size=16).hexdigest()
 
 
-def question_entry(identity: Identity, context: Context, body: ChatBody, task_id: str, now: float) -> bytes:
+def question_entry(
+    identity: Identity,
+    context: Context,
+    body: ChatBody,
+    task_id: str,
+    now: float,
+    traceparent: str | None = None,
+) -> bytes:
     """What a user says, as an entry of the session's log: for the others of his devices.
 
     Args:
         now: seconds since 1970.
+        traceparent: valid; of its task.
     """
     data = {
         "task_id": task_id,
@@ -136,7 +144,7 @@ def question_entry(identity: Identity, context: Context, body: ChatBody, task_id
     return to_entry(
         Message(
             timestamp(now), "user_message", task_id, identity.session_id, identity.tenant_id,
-            identity.tenant_tier, data, metadata(context.traceparent),
+            identity.tenant_tier, data, metadata(traceparent),
         )
     )  # fmt: skip
 
@@ -153,19 +161,21 @@ def build_action(
     callback_queue: str,
     now: float,
     deadline: float,
+    traceparent: str | None = None,
 ) -> bytes:
     """The ``ChatProcessAction`` of the contract, section 1, as JSON.
 
     Args:
         now: seconds since 1970.
         deadline: likewise.
+        traceparent: of the task.
     """
     at = datetime.fromtimestamp(now, UTC).isoformat()
     tier = identity.tenant_tier
     extra = {
         "conversation_id": context.conversation_id,
         "client_message_id": body.client_message_id,
-        "traceparent": context.traceparent,
+        "traceparent": traceparent,
         "tracestate": context.tracestate,
         "user_id": identity.user_id,
     }

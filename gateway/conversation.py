@@ -14,7 +14,7 @@ from backplane.errors import InvalidId, RedisUnavailable
 from backplane.keys import check_id
 from backplane.log import Logger
 from backplane.settings import Settings
-from backplane.trace_context import read_trace
+from backplane.trace_context import NO_TRACE, read_trace
 from gateway import outgoing, protocol
 from gateway.auth import Authenticator
 from gateway.chat import Context
@@ -285,7 +285,9 @@ class Conversation:
 
 def _context(connection: Connection, identity: Identity, message: protocol.Chat) -> Context:
     agent_id = _agent_of(message, identity)
-    traceparent, tracestate = read_trace(message.traceparent, message.tracestate)
+    traceparent, tracestate = NO_TRACE
+    if message.traceparent is not None:
+        traceparent, tracestate = read_trace(message.traceparent, message.tracestate)
     if traceparent is None:
         traceparent, tracestate = connection.trace
     source = {"X-Request-Source": "websocket"}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from uuid import uuid4
 
 from backplane.log import LEVEL, Logger
 from backplane.settings import Settings
 from backplane.trace_context import (
     TraceContext,
-    of_task,
     parse_traceparent,
     sample_bound,
     span_of_task,
+    traceparent_of_hex,
     traceparent_of_task,
 )
 from backplane.tracing import Span, Tracer
@@ -29,32 +30,28 @@ class SendTrace:
     """
 
     __slots__ = (
-        "_began_ns", "_events", "_identity", "_log", "_own", "_tracer", "context", "given", "task_id",
+        "_began_ns", "_context", "_events", "_identity", "_log", "_own", "_traces", "given", "task_id",
         "traceparent",
     )  # fmt: skip
 
-    def __init__(
-        self, tracer: Tracer, bound: int, log: Logger, identity: Identity, context: Context, task_id: str
-    ) -> None:
-        self._tracer = tracer
-        self._log = log
+    def __init__(self, traces: SendTraces, identity: Identity, context: Context) -> None:
+        digits = uuid4().hex
+        self._traces = traces
         self._identity = identity
+        self._context = context
         self._own: TraceContext | None = None  # where there will be a span
-        self.task_id = task_id
-        self.context = context
-        self.given = ""
-        self.traceparent = context.traceparent or traceparent_of_task(task_id, bound) or ""
-        if tracer.on:
-            self._begin_span(bound)
-        if context.traceparent is not None:
-            self.given = self.traceparent
+        self.task_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        brought = context.traceparent
+        self.traceparent = traceparent_of_hex(digits, traces.bound) if brought is None else brought
+        if traces.tracer.on:
+            self._begin_span()
+        self.given = "" if brought is None else self.traceparent
 
-    def _begin_span(self, bound: int) -> None:
-        parent = parse_traceparent(self.context.traceparent)
-        own = of_task(self.task_id, bound) if parent is None else parent.child(span_of_task(self.task_id))
-        if own is not None and own.sampled:
-            self._own = own
-            self.traceparent = own.traceparent
+    def _begin_span(self) -> None:
+        parent = parse_traceparent(self.traceparent)
+        if parent is not None and parent.sampled:
+            self._own = parent.child(span_of_task(self.task_id))
+            self.traceparent = self._own.traceparent
             self._began_ns = time.time_ns()
             self._events: list[tuple[str, int]] = []
 
@@ -63,14 +60,14 @@ class SendTrace:
         """32 hex digits."""
         return self.traceparent[3:35]
 
-    def became(self, task_id: str, given: str, bound: int) -> None:
+    def became(self, task_id: str, given: str) -> None:
         """It is a task that was there already.
 
         Args:
             given: the trace that its client brought, or empty.
         """
         self.task_id = task_id
-        self.traceparent = given or traceparent_of_task(task_id, bound) or ""
+        self.traceparent = given or traceparent_of_task(task_id, self._traces.bound) or ""
 
     def mark(self, event: str) -> None:
         """A step is done."""
@@ -81,19 +78,19 @@ class SendTrace:
         """The action is in the AES's queue."""
         self.mark("pushed")
         if LEVEL.debug:
-            self._log.debug("action_pushed", queue=queue, **self._ids())
+            self._traces.log.debug("action_pushed", queue=queue, **self._ids())
 
     def accepted(self, queue: str, *, duplicate: bool, held: bool = False) -> None:
         """The client is told that its message was accepted."""
         if LEVEL.debug:
-            self._log.debug("message_accepted", duplicate=duplicate, held=held, **self._ids())
+            self._traces.log.debug("message_accepted", duplicate=duplicate, held=held, **self._ids())
         if self._own is not None:
             self._end({"messaging.destination.name": queue, "orchestrator.duplicate": duplicate}, "")
 
     def refused(self, error_code: str) -> None:
         """The client is told why it was not."""
         if LEVEL.debug:
-            self._log.debug("message_refused", error_code=error_code, **self._ids())
+            self._traces.log.debug("message_refused", error_code=error_code, **self._ids())
         if self._own is not None:
             self._end({}, error_code)
 
@@ -108,7 +105,7 @@ class SendTrace:
 
     def _end(self, more: dict[str, str | bool], error: str) -> None:
         assert self._own is not None
-        identity, context = self._identity, self.context
+        identity, context = self._identity, self._context
         attributes: dict[str, str | int | bool] = {
             "messaging.system": "redis",
             "messaging.operation.name": "send",
@@ -122,7 +119,7 @@ class SendTrace:
             **more,
         }
         parent = parse_traceparent(context.traceparent)
-        self._tracer.record(
+        self._traces.tracer.record(
             Span(
                 "send", "producer", self._own, parent, self._began_ns, time.time_ns(), attributes,
                 self._events, error, context.tracestate or "",
@@ -138,10 +135,10 @@ class SendTraces:
     """
 
     def __init__(self, settings: Settings, tracer: Tracer, log: Logger) -> None:
-        self._tracer = tracer
-        self._log = log
+        self.tracer = tracer
+        self.log = log
         self.bound = sample_bound(settings.trace_sample_ratio)
 
-    def begin(self, identity: Identity, context: Context, task_id: str) -> SendTrace:
-        """A message has come, for which a task of this id will be made."""
-        return SendTrace(self._tracer, self.bound, self._log, identity, context, task_id)
+    def begin(self, identity: Identity, context: Context) -> SendTrace:
+        """A message has come; a task will be made of it, or not."""
+        return SendTrace(self, identity, context)

@@ -88,7 +88,7 @@ class Sender:
             ClientError: 403 what the token does not allow, or another user's session, 409 its name was used
                 for another message, or the session is busy, 429 a limit, 503 the queue is full or Redis away.
         """
-        trace = self._traces.begin(identity, context, str(uuid4()))
+        trace = self._traces.begin(identity, context)
         began, outcome = time.monotonic(), "failed"
         try:
             accepted = await self._send(identity, context, body, trace)
@@ -109,7 +109,6 @@ class Sender:
     async def _send(self, identity: Identity, context: Context, body: ChatBody, trace: SendTrace) -> Accepted:
         check_scope(identity.grant, "chat")
         check_agent(identity.grant, context.agent_id)
-        context = context._replace(traceparent=trace.traceparent)
         try:
             callbacks = await self._log.callback_list(identity.tenant_id, identity.session_id)
             task = self._new_task(identity, context, body, callbacks, trace)
@@ -146,9 +145,8 @@ class Sender:
         task = send.task._replace(task_id=known.task_id)
         if known.queue:  # the tenant's tier may be another one by now
             task = task._replace(fields={**task.fields, "queue": known.queue})
-        send.trace.became(known.task_id, known.traceparent, self._traces.bound)
-        context = send.context._replace(traceparent=send.trace.traceparent)
-        send = send._replace(task=task, context=context)
+        send.trace.became(known.task_id, known.traceparent)
+        send = send._replace(task=task)
         if known.status == "reserved":
             await self._push(send, known.at, known.deadline or known.at + task.timeout_s)
         self.duplicates += 1
@@ -170,7 +168,9 @@ class Sender:
         if trace.given:
             fields["traceparent"] = trace.given
         if settings.echo_messages:
-            fields["question"] = question_entry(identity, context, body, task_id, time.time()).decode()
+            fields["question"] = question_entry(
+                identity, context, body, task_id, time.time(), trace.traceparent
+            ).decode()
         time_s = timeout_s(settings, tier, body.timeout)
         return NewTask(
             task_id=task_id,
@@ -278,6 +278,7 @@ class Sender:
         return build_action(
             self._settings, send.identity, send.context, send.body, task_id=task.task_id, action_id=uuid4(),
             queue_name=task.fields["queue"], callback_queue=task.callback_list, now=now, deadline=deadline,
+            traceparent=send.trace.traceparent,
         )  # fmt: skip
 
     async def _undo(self, send: _Send) -> bool:

@@ -38,8 +38,6 @@ class Callback(msgspec.Struct):
     execution_time: Any = None
     tokens_used: Any = None
     traceparent: Any = None
-    metadata: Raw = Raw(b"null")
-    queue_metadata: Raw = Raw(b"null")
 
 
 class _AgentInfo(msgspec.Struct):

@@ -30,7 +30,7 @@ from backplane.router.callback import (
     plain,
     text,
 )
-from backplane.trace_context import echoed, metadata, traceparent_of_task
+from backplane.trace_context import NONE_SAMPLED, metadata, passed_on, traceparent_of_task
 
 REASONS = {
     "not_json": "the callback is not a JSON object, or not UTF-8",
@@ -63,7 +63,7 @@ _EXTENSION_MAX_S = 7 * 86_400.0
 _fields_decoder = msgspec.json.Decoder(Fields)
 
 
-def dispatch(raw: bytes, tenant_id: str, at: str, sampled: int = 0) -> Entry:
+def dispatch(raw: bytes, tenant_id: str, at: str, sampled: str = NONE_SAMPLED) -> Entry:
     """Turn a callback of ``tenant_id``'s list into the entry for its session.
 
     Args:
@@ -96,10 +96,10 @@ def dispatch(raw: bytes, tenant_id: str, at: str, sampled: int = 0) -> Entry:
     raise BadCallback("unknown_action", f"action_type {ascii(action)[:60]}")
 
 
-def _traceparent(callback: Callback, raw: bytes, sampled: int) -> str | None:
+def _traceparent(callback: Callback, raw: bytes, sampled: str) -> str | None:
     """The trace that the producer passed on, else its task's own."""
     if b"traceparent" in raw:  # else there is nothing to decode
-        trace = echoed(callback.metadata, callback.traceparent, callback.queue_metadata)
+        trace = passed_on(raw)
         if trace is not None:
             return trace.traceparent
     return traceparent_of_task(callback.task_id, sampled) if callback.task_id else None
@@ -107,8 +107,9 @@ def _traceparent(callback: Callback, raw: bytes, sampled: int) -> str | None:
 
 def _message(callback: Callback, tenant_id: str, at: str, kind: str, data: MessageData) -> Message:
     tier = callback.tenant_tier if callback.tenant_tier in TIERS else None
-    trace = metadata(callback.traceparent)
-    return Message(at, kind, callback.task_id, callback.session_id, tenant_id, tier, data, trace)
+    return Message(
+        at, kind, callback.task_id, callback.session_id, tenant_id, tier, data, metadata(callback.traceparent)
+    )
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -22,7 +22,7 @@ from backplane.router.watch import TransferWatch
 from backplane.scripts import PEEK, TRANSFER
 from backplane.settings import Settings
 from backplane.store import Store
-from backplane.trace_context import sample_bound
+from backplane.trace_context import NONE_SAMPLED, sample_bound
 from backplane.tracing import NO_TRACER, Tracer
 from backplane.wire import Argument
 
@@ -61,7 +61,7 @@ class _Moves:
     mistakes: list[str] = field(default_factory=list)
 
 
-def judge(waiting: Waiting, tenant_id: str, at: str, largest: int, sampled: int = 0) -> _Moves:
+def judge(waiting: Waiting, tenant_id: str, at: str, largest: int, sampled: str = NONE_SAMPLED) -> _Moves:
     """Dispatch a batch; each session's entries keep the order of the list."""
     moves = _Moves()
     for position, raw in enumerate(waiting):

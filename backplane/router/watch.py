@@ -151,7 +151,7 @@ def _see(
         span_id = digest[:8].hex()
         arguments[at + _BODY] = with_span(body, span_id)
     if kind == "c" and LEVEL.debug:  # its message has no place for a trace
-        before = passed_on(waiting[int(position)]) or of_task(str(task_id), 0)
+        before = passed_on(waiting[int(position)]) or of_task(str(task_id))
     shown = detail.decode() if isinstance(detail, bytes) else str(detail)
     return _Seen(session_id, str(kind), str(task_id), shown, before, span_id)
 

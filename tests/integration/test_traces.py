@@ -41,7 +41,7 @@ async def test_a_task_is_its_own_trace(world: World, task_id: str) -> None:
     await world.begin(task_id)
     await world.report(task_id, step="thinking")
     await world.answer(task_id)
-    assert await told(world) == [of_task(task_id, 0)] * 2
+    assert await told(world) == [of_task(task_id)] * 2
     assert "traceparent" not in await world.record(task_id)
 
 
@@ -67,7 +67,7 @@ async def test_the_record_of_another_session_lends_no_trace(world: World, task_i
     await world.begin(task_id, traceparent=CLIENTS.traceparent)
     await world.answer(task_id, session="s-2")
     [message] = await world.log("s-2")
-    assert parse_traceparent(message["metadata"]["traceparent"]) == of_task(task_id, 0)
+    assert parse_traceparent(message["metadata"]["traceparent"]) == of_task(task_id)
 
 
 async def test_a_step_that_is_held_back_keeps_its_trace(world: World, task_id: str) -> None:
@@ -97,11 +97,11 @@ async def test_a_cancelled_task(world: World, task_id: str) -> None:
     for task in (task_id, other):
         await world.begin_cancel(task)
         await world.finish_cancel(task)
-    assert await told(world) == [CLIENTS, of_task(other, 0)]
+    assert await told(world) == [CLIENTS, of_task(other)]
     queue = world.keys.actions("free")
     actions = [json.loads(raw) for raw in await world.store.call("LRANGE", queue, 0, -1) if raw[:1] == b"{"]
     said = {action["task_id"]: action["metadata"]["traceparent"] for action in actions}
-    own = of_task(other, 0)
+    own = of_task(other)
     assert own is not None
     assert said == {task_id: CLIENTS.traceparent, other: own.traceparent}
 

@@ -881,7 +881,7 @@ class TestDrain:
     ) -> None:
         """An exception that nobody foresaw costs its callback, not the tenant's others."""
 
-        def mistaken(raw: bytes, tenant_id: str, at: str, sampled: int) -> Any:
+        def mistaken(raw: bytes, tenant_id: str, at: str, sampled: str) -> Any:
             if raw == b"surprise":
                 raise ZeroDivisionError
             return dispatch(raw, tenant_id, at, sampled)

@@ -927,7 +927,7 @@ def test_a_judged_batch_can_be_sent_to_redis(batch: list[bytes]) -> None:
 def test_a_mistake_of_our_own_is_one_dead_letter(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that nobody foresaw buries its callback with a traceback; the others go on."""
 
-    def mistaken(raw: bytes, tenant_id: str, at: str, sampled: int) -> Entry:
+    def mistaken(raw: bytes, tenant_id: str, at: str, sampled: str) -> Entry:
         if raw == b"bad":
             raise KeyError("surprise")
         return dispatch(raw, tenant_id, at, sampled)

@@ -15,22 +15,24 @@ from backplane.messages import Message, to_entry, with_position
 from backplane.trace_context import (
     NO_TRACE,
     TraceContext,
-    echoed,
     is_sampled,
     metadata,
     of_entry,
     of_task,
     parse_traceparent,
     parse_tracestate,
+    passed_on,
     read_trace,
     sample_bound,
     span_of_task,
+    trace_of,
     traceparent_of_task,
     with_span,
 )
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01"
+OTHER = f"00-{TRACE}-{'c' * 16}-01"
 TASK = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
 
 
@@ -108,10 +110,10 @@ def test_a_tracestate_is_passed_on_only_if_it_is_one(text: object, passed_on: st
 
 def test_a_task_is_a_trace() -> None:
     """Whoever knows the task's id knows its trace, and the span in which it was accepted."""
-    own = of_task(TASK, 0)
+    own = of_task(TASK)
     assert own == TraceContext(TASK.replace("-", ""), "9a0c0305e82c3301", sampled=False)
     assert own.span_id == span_of_task(TASK)
-    assert traceparent_of_task(TASK, 0) == own.traceparent
+    assert traceparent_of_task(TASK) == own.traceparent
 
 
 @pytest.mark.parametrize("task_id", ["", "t-1", TASK.upper(), TASK.replace("-", ""), f"{TASK}\n", f"x{TASK}"])
@@ -135,19 +137,32 @@ def test_which_tasks_are_sampled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("places", "found"),
+    ("said", "found"),
     [
-        ((Raw(f'{{"traceparent":"{PARENT}"}}'.encode()),), True),
-        ((Raw(b"null"), PARENT), True),
-        ((Raw(b"[1]"), None, Raw(f'{{"traceparent":"{PARENT}"}}'.encode())), True),
-        ((Raw(b'{"traceparent":7}'), PARENT), True),
-        ((Raw(b'{"traceparent":"\xff"}'), Raw(b"[" * 5000), {}), False),
-        ((Raw(b""), "nonsense"), False),
+        (f'{{"metadata":{{"traceparent":"{PARENT}"}}}}', True),
+        (f'{{"traceparent":"{PARENT}"}}', True),
+        (f'{{"queue_metadata":{{"traceparent":"{PARENT}"}}}}', True),
+        (f'{{"metadata":[1],"traceparent":null,"queue_metadata":{{"traceparent":"{PARENT}"}}}}', True),
+        (f'{{"metadata":{{"traceparent":7}},"traceparent":"{PARENT}"}}', True),
+        (f'{{"metadata":{{"traceparent":"{PARENT}"}},"traceparent":"{OTHER}"}}', True),
+        (f'{{"traceparent":"{PARENT}","queue_metadata":{{"traceparent":"{OTHER}"}}}}', True),
+        (f'{{"data":{{"traceparent":"{PARENT}"}}}}', False),
+        (f'{{"metadata":{{"deep":{{"traceparent":"{PARENT}"}}}}}}', False),
+        ('{"traceparent":{"a":1},"metadata":"traceparent"}', False),
+        (f'["{PARENT}"]', False),
+        ('{"traceparent":', False),
+        ('{"metadata":' + "[" * 5000, False),
+        ("", False),
     ],
 )
-def test_where_an_agent_says_its_trace(places: tuple[Any, ...], found: bool) -> None:
-    """The first valid one counts; nothing that stands there can do harm."""
-    assert echoed(*places) == (parse_traceparent(PARENT) if found else None)
+def test_where_an_agent_says_its_trace(said: str, found: bool) -> None:
+    """The first valid one of the three places counts; nothing that stands there can do harm."""
+    assert passed_on(said.encode()) == (parse_traceparent(PARENT) if found else None)
+
+
+def test_bytes_that_are_no_text() -> None:
+    assert passed_on(b'{"traceparent":"\xff"}') is None
+    assert trace_of(b'{"traceparent":"\xff"}') is None
 
 
 @pytest.mark.parametrize("sampled", [True, False])

@@ -744,7 +744,7 @@ class FakeTasks:
 
     def traceparent(self, task_id: str, given: str) -> str | None:
         """As with the settings' defaults, where nothing is sampled."""
-        return given or traceparent_of_task(task_id, 0)
+        return given or traceparent_of_task(task_id)
 
     async def settle(self, callback_list: str, due: Due, *, pushed: bool) -> None:
         """As ``lua/settle.lua``."""

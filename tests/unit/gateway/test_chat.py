@@ -40,6 +40,7 @@ def action(
     chat: ChatBody | None = None,
     settings: Settings | None = None,
     timeout: float = 20,
+    traceparent: str | None = None,
 ) -> dict[str, Any]:
     made = build_action(
         settings or Settings(),
@@ -52,6 +53,7 @@ def action(
         callback_queue="orchestrator:acme:callbacks",
         now=NOW,
         deadline=NOW + timeout,
+        traceparent=traceparent,
     )
     decoded: dict[str, Any] = json.loads(made)
     return decoded
@@ -402,12 +404,14 @@ def test_action_of_each_context(
 
 def test_action_passes_on_what_belongs_to_it() -> None:
     """Conversation, the client's own id and the trace go with the action, under the contract's names."""
-    context = Context("sales", conversation_id="c-9", traceparent="00-" + "a" * 32 + "-" + "b" * 16 + "-01")
-    metadata = action(context=context, chat=ChatBody("hello", client_message_id="m-1"))["metadata"]
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    context = Context("sales", conversation_id="c-9", tracestate="a=1")
+    chat = ChatBody("hello", client_message_id="m-1")
+    metadata = action(context=context, chat=chat, traceparent=trace)["metadata"]
 
     assert metadata["conversation_id"] == "c-9"
     assert metadata["client_message_id"] == "m-1"
-    assert metadata["traceparent"] == context.traceparent
+    assert (metadata["traceparent"], metadata["tracestate"]) == (trace, "a=1")
 
 
 def test_action_tells_its_deadline() -> None:

@@ -55,7 +55,7 @@ def world() -> World:
 async def test_a_send_without_a_trace(world: World) -> None:
     """Its task is its trace, which needs no place in the record; not sampled, it has no span."""
     answer = await world.send()
-    own = of_task(answer["task_id"], 0)
+    own = of_task(answer["task_id"])
     assert (world.told(), answer["trace_id"]) == (own, own and own.trace_id)
     assert "traceparent" not in world.record(answer["task_id"])
     assert not world.spans.spans
