@@ -49,6 +49,7 @@ class Resumed(NamedTuple):
         page: the first messages.
         running: the session's tasks that have not ended.
         streams: whether an answer of the session may be streamed.
+        unknown: with ``reset``: nothing is known of what the cursor is of.
     """
 
     status: ResumeStatus
@@ -59,6 +60,7 @@ class Resumed(NamedTuple):
     page: Batch
     running: tuple[Running, ...] = ()
     streams: bool = True
+    unknown: bool = False
 
 
 class Page(NamedTuple):
@@ -193,8 +195,10 @@ class SessionLog:
         words = [word.decode("utf-8", "replace") for word in tasks]
         running = tuple(Running(*words[at : at + size]) for at in range(0, len(words), size))
         batch = Batch(epoch.decode(), start + 1, entries)
+        unknown = status == b"unknown"
+        told: ResumeStatus = "reset" if unknown else status.decode()
         return Resumed(
-            status.decode(), start, head, oldest, generation, batch, running, streams=bool(streams)
+            told, start, head, oldest, generation, batch, running, streams=bool(streams), unknown=unknown
         )
 
     async def read(self, session: str, position: Position) -> Page:

@@ -21,7 +21,7 @@ from gateway.events_endpoint import events_routes
 from gateway.exposition import Exposition
 from gateway.http import Endpoint, bearer_token, exception_handlers, json_response, problem_response
 from gateway.http_metrics import CountedRequests
-from gateway.identity import check_scope
+from gateway.identity import OPERATOR, check_scope
 from gateway.messages_endpoint import messages_endpoint
 from gateway.openapi.document import openapi_route
 from gateway.pod import Pod
@@ -127,7 +127,10 @@ def _metrics(pod: Pod) -> Endpoint:
     async def metrics(request: Request) -> Response:
         # At a port of its own the network says who may read it; among clients, a token does.
         if not pod.settings.admin_port:
-            check_scope(await pod.authenticator.grant(bearer_token(request)), "stats")
+            grant = await pod.authenticator.grant(bearer_token(request))
+            check_scope(grant, "stats")
+            if grant.tenant_id not in (None, OPERATOR):  # they name other tenants
+                raise ClientError(403, "forbidden", "only an operator's token may read metrics")
         return await exposition.endpoint(request)
 
     return metrics

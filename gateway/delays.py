@@ -10,6 +10,8 @@ from backplane.position import Batch
 from gateway.feed import Feed
 
 _MADE_AT = slice(14, 38)  # of an entry: see `backplane.messages`
+_REPORT = b'"type":"task_update"'
+_TYPE = slice(40, 40 + len(_REPORT))
 _FORGET_S = 60.0  # a client that has not acknowledged by then may be gone
 
 
@@ -30,16 +32,20 @@ class Delays:
 
     def delivered(self, feed: Feed, batch: Batch) -> None:
         """A session's messages were written to its sockets."""
-        self._observe(batch.entries[-1], len(batch.entries))
+        entries = batch.entries
+        if len(entries) == 1:
+            self._observe(entries[0])
+        else:
+            self.missed(entries)  # each has its own time
         if feed.acks:
             now = time.monotonic()
             if feed.awaited is None or now - feed.awaited[1] > _FORGET_S:
                 feed.awaited = (batch.last, now)
 
     def missed(self, entries: list[bytes]) -> None:
-        """Messages were written late, as this pod had missed them."""
+        """Messages were written, perhaps late, as this pod had missed them."""
         for entry in entries:
-            self._observe(entry, 1)
+            self._observe(entry)
 
     def acked(self, feed: Feed, seq: int) -> None:
         """A client of a session has its messages up to ``seq``."""
@@ -48,12 +54,14 @@ class Delays:
             self._acknowledgement.observe(time.monotonic() - feed.awaited[1])
             feed.awaited = None
 
-    def _observe(self, entry: bytes, messages: int) -> None:
+    def _observe(self, entry: bytes) -> None:
+        if entry[_TYPE] == _REPORT:  # the newest of a step's is held back on purpose (PROGRESS_INTERVAL_MS)
+            return
         try:
             late_s = time.time() - self._made_at(entry)
         except ValueError:  # not of our making; nobody is to wait for that
             return
-        self._delivery.observe(max(0.0, late_s), messages)
+        self._delivery.observe(max(0.0, late_s))
 
     def _made_at(self, entry: bytes) -> float:
         """Seconds since 1970; most messages of one moment were made in the same second."""

@@ -36,6 +36,7 @@ class EventStream(Listener):
 
     framing: EventFraming
     kind = "event_stream"
+    gone_code = int(CloseCode.DONE)  # its client has no other way to leave
 
     def __init__(self, connections: OpenConnections, peer: str | None, *, chunked: bool) -> None:
         super().__init__(connections)

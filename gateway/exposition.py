@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from itertools import accumulate
 
@@ -27,21 +28,30 @@ class Exposition:
     """
 
     def __init__(self, registry: Registry) -> None:
+        self._process = ProcessCollector(registry=None)
+        self._told = _Told(registry)
         self._prometheus = CollectorRegistry()
-        self._prometheus.register(_Told(registry))
-        ProcessCollector(registry=self._prometheus)
+        self._prometheus.register(self._told)
+
+    def look(self) -> None:
+        """See what the process uses: a millisecond for each thousand open files, so call it in a thread."""
+        self._told.process = list(self._process.collect())
 
     def answer(self, accept: str) -> tuple[bytes, str]:
-        """All metrics, and their media type.
+        """All metrics, those of the process as of the last `look`, and their media type.
 
         Args:
             accept: the request's ``Accept``.
         """
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, media_type = choose_encoder("")
         return encode(self._prometheus), media_type
 
     async def endpoint(self, request: Request) -> Response:
         """``GET /metrics``."""
+        await asyncio.to_thread(self.look)
         body, media_type = self.answer(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 
@@ -49,6 +59,7 @@ class Exposition:
 class _Told(Collector):
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self.process: list[Metric] = []
 
     def describe(self) -> list[Metric]:
         return []  # or prometheus-client would collect everything once, only to see names
@@ -58,6 +69,7 @@ class _Told(Collector):
             prepare()
         for family in self._registry.families.values():
             yield _metric(family)
+        yield from self.process
 
 
 def _metric(family: Family[Counter] | Family[Histogram] | Seen) -> Metric:

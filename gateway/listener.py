@@ -41,6 +41,7 @@ class Listener(asyncio.Protocol):
     Attributes:
         framing: how messages are written to it.
         kind: what it is, for operators.
+        gone_code: as which it counts if its client goes without a word.
         renewal: what its client does when its token has expired.
         trace: of the request that opened it; what is said on it belongs there unless it says another.
     """
@@ -73,6 +74,7 @@ class Listener(asyncio.Protocol):
 
     framing: Framing
     kind = "socket"
+    gone_code = _CUT_OFF
     renewal = "connect again with a new one"
 
     def __init__(self, connections: OpenConnections) -> None:
@@ -138,7 +140,7 @@ class Listener(asyncio.Protocol):
             self._transport = None  # cut off: its buffer was thrown away, so `sent` cannot be told from it
         self.detach()
         if self.state == State.OPEN and self.slot >= 0:
-            self._connections.count_close(_CUT_OFF)
+            self._connections.count_close(self.gone_code)
         self.state = State.CLOSED
         self._not_slow()
         if self._close_timer is not None:

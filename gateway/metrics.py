@@ -9,7 +9,6 @@ from backplane.keys import TIERS
 from backplane.metrics import Registry
 from backplane.named_metrics import NamedMetrics
 from backplane.process_metrics import EventLoopLag, process_metrics
-from backplane.session_log import ResumeStatus
 from backplane.settings import Settings
 from gateway.delays import Delays
 from gateway.open_connections import OTHER_CODE
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.pod import Pod
 
 _OUTCOMES = ("accepted", "repeated", "refused", "failed", "given_up")
-_STATUSES: tuple[ResumeStatus, ...] = ("fresh", "replayed", "reset")
+_STATUSES = ("fresh", "replayed", "reset", "unknown")
 
 
 def _code(code: int) -> str:
@@ -44,7 +43,8 @@ class PodMetrics:
         self._sends = registry.counter(
             "orchestrator_sends_total",
             "Messages of clients: accepted, repeated (known already), refused (4xx), failed (5xx), or "
-            "given_up (the client went, or the pod stopped, meanwhile).",
+            "given_up (the client went, or the pod stopped, meanwhile). Tier unknown: it failed before "
+            "that was known.",
             "tenant_tier",
             "outcome",
         )
@@ -66,8 +66,9 @@ class PodMetrics:
         )
         self.resumes = registry.counter(
             "orchestrator_resumes_total",
-            "Connections by how their session went on: fresh (nothing to send), replayed, or reset (the log "
-            "no longer has what the client lacks).",
+            "Connections by how their session went on: fresh (nothing to send), replayed, reset (the log no "
+            "longer has what the client lacks), or unknown (also told as reset: the cursor is of no log "
+            "that Redis knows, as the session has expired, or Redis has lost it).",
             "status",
         )
         self.http_requests = registry.counter(
@@ -86,6 +87,7 @@ class PodMetrics:
         for tier in TIERS:
             for outcome in _OUTCOMES:
                 self._sends.of(tier, outcome)
+        self._sends.of("unknown", "failed")
         for status in _STATUSES:
             self.resumes.of(status)
         self.named = NamedMetrics(registry, settings)
@@ -96,6 +98,10 @@ class PodMetrics:
     def accepted(self, tier: str, took_s: float, trace_id: str) -> None:
         """A message's action is in the queue."""
         self._accept.of(tier).observe_traced(took_s, trace_id, time.time())
+
+    def send_failed(self) -> None:
+        """A message could not be taken, before it was known whose it is."""
+        self._sends.of("unknown", "failed").value += 1
 
     def count_send(self, tenant_id: str, tier: str, outcome: str) -> None:
         """A client has sent a message."""
@@ -123,7 +129,8 @@ class PodMetrics:
         )
         registry.counted(
             "orchestrator_connections_closed_total",
-            "Connections that ended, by close code; 1006: cut off, other: one that only clients use.",
+            "Connections that ended, also such as were refused in a socket's words, by close code; 1006: cut "
+            "off, other: one that only clients use. An event stream whose client goes counts as 1000.",
             lambda: {(_code(code),): float(n) for code, n in sockets.closed_by_code.items()},
             "code",
         )

@@ -14,15 +14,19 @@ _INTRODUCTION = """\
 
 Generated from the code by `python -m gateway.metrics_reference`; do not edit.
 
-Pods answer `GET /metrics` at `ADMIN_PORT`, to whoever can reach it, or, if that is 0, at `PORT` to tokens
-with the scope `stats`. Routers answer it at `ROUTER_PORT`. Prometheus gets its text format, or OpenMetrics
-with exemplars (trace ids) if it asks for that. The `process_*` metrics (CPU, memory, open files) are those of
-prometheus-client.
+Pods answer `GET /metrics` at `ADMIN_PORT`, to whoever can reach it, or, if that is 0, at `PORT` to tokens of
+operators with the scope `stats`. Routers answer it at `ROUTER_PORT`. Prometheus gets its text format, or
+OpenMetrics with exemplars (trace ids) if it asks for that. The `process_*` metrics (CPU, memory, open files)
+are those of prometheus-client.
 
-No label's values are chosen by clients: routes are templates, error and close codes come from closed lists,
-and tenants and agents have a label of their own only if they are among `METRICS_TOP_TENANTS` and
-`METRICS_TOP_AGENTS` by traffic, or named in `METRICS_TENANTS` and `METRICS_AGENTS`; all others are `other`.
+Clients cannot make time series: routes are templates, error and close codes come from closed lists, and
+tenants and agents have a label of their own only if they are among `METRICS_TOP_TENANTS` and
+`METRICS_TOP_AGENTS` by traffic, which changes once in ten minutes at most, or named in `METRICS_TENANTS` and
+`METRICS_AGENTS`; all others are `other`.
 So the number of time series does not grow with the number of tenants.
+
+What happens while a connection to Redis breaks is counted once at most: a reply that is lost may have told of
+something that was done.
 """
 
 

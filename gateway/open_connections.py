@@ -61,7 +61,7 @@ class OpenConnections:
         self.closed_by_code: dict[int, int] = {}
         self.refused = refused
         self.opened = 0
-        self.open_by_kind = Counter[str]()
+        self.open_by_kind = Counter(dict.fromkeys(("socket", "event_stream"), 0))
         self.slow = 0
         self.slowed = 0
         self._admission = admission

@@ -102,7 +102,7 @@ class Opening:
             if not accept(resumed):
                 return False
             self._greet(connection, identity, resumed)
-            self._metrics.resumes.of(resumed.status).value += 1
+            self._metrics.resumes.of("unknown" if resumed.unknown else resumed.status).value += 1
             self._metrics.opening.of(connection.kind).observe(time.monotonic() - began)
             return True
 

@@ -69,7 +69,12 @@ def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Send
     """The endpoint."""
 
     async def send(request: Request) -> Response:
-        identity = await authenticator.identify(bearer_token(request), stated(request))
+        try:
+            identity = await authenticator.identify(bearer_token(request), stated(request))
+        except ClientError as error:
+            if error.status >= 500:
+                sender.failed_before()
+            raise
         if identity.agent_id is None:
             raise ClientError(400, "missing_id", "X-Agent-ID is needed")
         context = context_of(request, identity.agent_id)

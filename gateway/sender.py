@@ -103,8 +103,12 @@ class Sender:
             raise
         finally:
             self._metrics.count_send(identity.tenant_id, identity.tenant_tier, outcome)
-            if outcome == "accepted":
+            if outcome == "accepted" and accepted.answer["deadline_at"] is not None:  # else it is held
                 self._metrics.accepted(identity.tenant_tier, time.monotonic() - began, trace.trace_id)
+
+    def failed_before(self) -> None:
+        """A message has come of which it could not be found out whose it is."""
+        self._metrics.send_failed()
 
     async def _send(self, identity: Identity, context: Context, body: ChatBody, trace: SendTrace) -> Accepted:
         check_scope(identity.grant, "chat")

@@ -191,7 +191,9 @@ class TaskDesk:
                 fields = {name: found.fields.get(name, "") for name in Due._fields[1:]}
                 due = Due(task_id, **fields)
                 ended = await finish_cancel(self._tasks, self._queue, callback_list, tenant_id, due)
-                self.cancelled += not ended
+                if not ended:
+                    self.cancelled += 1
+                    self._on_ended(tenant_id, due.tier, due.agent_id, "cancelled")
         except RedisUnavailable as error:
             self._log.warning("task_not_ended", tenant_id=tenant_id, task_id=task_id, reason=str(error))
 

@@ -39,7 +39,7 @@ local function appender(lineage, at)
   local time = redis.call('TIME')
   local now = time[1] * 1000 + math.floor(time[2] / 1000)
   local counts = {appended = 0, duplicates = 0, unpublished = 0, late = 0, pieces_ignored = 0, collapsed = 0, soon = 0,
-                  seen = {}, traces = {}}
+                  pieces = 0, seen = {}, traces = {}}
 
   local function publish(channel, payload)
     local reply = redis.pcall(publish_command, channel, payload)
@@ -145,6 +145,7 @@ local function appender(lineage, at)
         if told then
           enter_question(task)
           segments[#segments + 1] = {told, piece}
+          counts.pieces = counts.pieces + 1
           tasks.note(task, kind, 'working#' .. string.match(detail, '%d+'), nil, begins)
         else
           counts.pieces_ignored = counts.pieces_ignored + 1

@@ -16,8 +16,8 @@
 --       detail of each dead letter.
 -- Returns {0} if the fence has moved, else
 --   {1, appended, duplicates, dead, dead letters dropped for room, publishes refused, late, pieces ignored,
---   steps left out for newer ones, 1 if the tasks of the list have to be looked at soon, what was seen of tasks (see
---   task_notes()), {task, its client's traceparent, …} of entries that were put into that trace, callbacks…}.
+--   steps left out for newer ones, 1 if the tasks of the list have to be looked at soon, pieces of answers that were
+--   published, what was seen of tasks (see task_notes()), {task, its client's traceparent, …} of entries that were put into that trace, callbacks…}.
 local list, fence, dead = KEYS[1], KEYS[2], KEYS[3]
 if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end
 local taken = tonumber(ARGV[4])
@@ -63,6 +63,7 @@ redis.call('SET', fence, ARGV[3], 'EX', 604800)
 redis.call('LTRIM', list, 0, -taken - 1)
 local reply = take(list, tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]))
 local told = {1, counts.appended, counts.duplicates, buried, dropped, counts.unpublished, counts.late,
-              counts.pieces_ignored, counts.collapsed, counts.soon, counts.seen, counts.traces}
+              counts.pieces_ignored, counts.collapsed, counts.soon, counts.pieces,
+              counts.seen, counts.traces}
 for i, count in ipairs(told) do table.insert(reply, i, count) end
 return reply

@@ -21,6 +21,7 @@ from backplane.log import Logger
 from backplane.open_store import open_store
 from backplane.probes import Probes
 from backplane.redis_client import RedisTarget
+from backplane.router.backlog import Backlog
 from backplane.router.deadlines import Deadlines
 from backplane.router.depths import Depths
 from backplane.router.leases import Leases
@@ -115,7 +116,8 @@ class Consumer:
         self._again: set[bytes] = set()  # of the busy ones, those that were written to meanwhile
         self._stuck: set[bytes] = set()  # others' lists that this router has taken on
         self._refused: set[bytes] = set()  # those that Redis refused to serve, until they are tried again
-        self._since: dict[bytes, float] = {}  # list -> since when something waits there that was not moved
+        self._since: dict[bytes, float] = {}  # list -> since when something waits there and nothing moves
+        self._backlogs: dict[bytes, Backlog] = {}  # of lists on which something waits
         self._known: dict[bytes, float] = {}  # list -> when it was last told to `callback_lists`
         self._mine: set[bytes] = set()
         self._ignored: set[bytes] = set()
@@ -160,7 +162,18 @@ class Consumer:
 
     @property
     def oldest_s(self) -> float:
-        """For how long something has been waiting on one of them."""
+        """For how long the oldest callback has been waiting on one of them."""
+        now = time.monotonic()
+        return max((backlog.age_s(now) for backlog in self._backlogs.values()), default=0.0)
+
+    @property
+    def waiting(self) -> int:
+        """How many callbacks wait on them, as far as is known."""
+        return sum(backlog.length for backlog in self._backlogs.values())
+
+    @property
+    def _stuck_s(self) -> float:
+        """For how long something has been waiting on one of them from which nothing was moved."""
         return max(0.0, time.monotonic() - min(self._since.values())) if self._since else 0.0
 
     def problem(self) -> str | None:
@@ -170,8 +183,8 @@ class Consumer:
         if self.leases.refused:
             return f"Redis refuses the lease, so others may serve the same lists: {self.leases.refused}"
         problem = self.probes.problem()
-        if problem is None and self.oldest_s > self._settings.stuck_after_s:
-            return f"a callback has been waiting for {self.oldest_s:.0f} s"
+        if problem is None and self._stuck_s > self._settings.stuck_after_s:
+            return f"a callback has been waiting for {self._stuck_s:.0f} s, and none was moved"
         return problem
 
     # Whose lists.
@@ -181,6 +194,7 @@ class Consumer:
         mine = {name for name in self._known if self.leases.mine(name)}
         gained, self._mine = mine - self._mine, mine
         self._since = {name: at for name, at in self._since.items() if name in mine}
+        self._backlogs = {name: backlog for name, backlog in self._backlogs.items() if name in mine}
         self.lookout.duty(on=self.leases.mine(_LOOKOUT))
         return gained
 
@@ -312,11 +326,19 @@ class Consumer:
     def _enqueue(self, lists: Iterable[bytes], *, left_over: bool = False) -> None:
         now = time.monotonic()
         for name in lists:
-            self._since.setdefault(name, now)
+            self._found(name, now)
             if name in self._busy:  # two workers on one list would only refuse each other's transfers
                 self._again.add(name)
             else:
                 self._line.join(name, left_over=left_over)
+
+    def _found(self, name: bytes, now: float, length: int = 1) -> None:
+        self._since.setdefault(name, now)
+        self._backlogs.setdefault(name, Backlog()).found(now, length)
+
+    def _nothing_waits(self, name: bytes) -> None:
+        self._since.pop(name, None)
+        self._backlogs.pop(name, None)
 
     # Moving.
 
@@ -333,7 +355,7 @@ class Consumer:
             elif name in self._mine or name in self._stuck:
                 self._enqueue([name], left_over=True)
             else:  # another router serves it by now
-                self._since.pop(name, None)
+                self._nothing_waits(name)
 
     async def _turn(self, name: bytes) -> bool:
         """Move a few batches of one list; returns whether it should stand in line again at once."""
@@ -341,13 +363,13 @@ class Consumer:
         if tenant_id is None:
             self._ignore(name)
             return False
-        callback_list = name.decode()
+        callback_list, backlog = name.decode(), self._backlogs.setdefault(name, Backlog())
         try:
-            more = await self.transfer.drain(callback_list, tenant_id, _BATCHES_A_TURN, self._since.get(name))
+            more = await self.transfer.drain(callback_list, tenant_id, _BATCHES_A_TURN, backlog)
         except RedisRefused as error:
             self._log.error("transfer_refused", tenant_id=tenant_id, reason=str(error))
             if "WRONGTYPE" in str(error):  # that is no list; if it becomes one, a push tells
-                self._since.pop(name, None)
+                self._nothing_waits(name)
                 with suppress(RedisUnavailable):
                     self.store.watch(name).add_done_callback(forget)
             else:
@@ -361,7 +383,7 @@ class Consumer:
         if more:
             self._since[name] = time.monotonic()  # what waits now has not been waiting in vain
         else:
-            self._since.pop(name, None)
+            self._nothing_waits(name)
         return more
 
     def _later(self, name: bytes) -> None:
@@ -418,7 +440,7 @@ class Consumer:
             for name, length in zip(some, lengths, strict=True):
                 if length == 0:
                     if name not in self._busy and name not in self._line:
-                        self._since.pop(name, None)
+                        self._nothing_waits(name)
                 elif isinstance(length, int | RedisRefused):  # a refusal is told when its turn comes
                     self._enqueue((name,))
 

@@ -275,7 +275,7 @@ class Deadlines:
         if not await self._tasks.end(callback_list, entry, "", now):
             self.timeouts += 1
             if due.deadline.isdecimal():
-                self._lateness.observe(max(0.0, now - int(due.deadline) / 1000))
+                self._lateness.observe(max(0.0, time.time() - int(due.deadline) / 1000))
             self._on_ended(tenant_id, due, "timeout")
             self._log.info(
                 "task_timed_out", tenant_id=tenant_id, session_id=due.session_id, task_id=due.task_id

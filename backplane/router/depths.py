@@ -18,6 +18,7 @@ from backplane.store import Store
 
 _EVERY_S = 5.0
 _LISTS_AT_ONCE = 500
+_PLAUSIBLE_S = 30 * 86_400.0  # other producers may push to the queue, with any time
 _DUTY = b"depths"
 
 
@@ -92,7 +93,7 @@ class Depths:
 
 
 def age_s(action: bytes, now: float) -> float:
-    """How long ago an action was pushed, by its own word; 0 if it does not say.
+    """How long ago an action was pushed, by its own word; 0 if it does not say, or cannot be right.
 
     Args:
         now: seconds since 1970.
@@ -101,4 +102,5 @@ def age_s(action: bytes, now: float) -> float:
         at = _decode(action).queue_metadata.enqueued_at
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0.0
-    return max(0.0, now - (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp())
+    age = now - (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    return age if 0.0 < age < _PLAUSIBLE_S else 0.0

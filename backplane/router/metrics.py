@@ -30,6 +30,8 @@ _RESULTS = (
 _COUNTS = (
     ("gauge", "orchestrator_callbacks_oldest_age_seconds",
      "For how long a callback has been waiting on one of this router's lists; 0 if none is.", "oldest_s"),
+    ("gauge", "orchestrator_callbacks_waiting",
+     "Callbacks that wait on this router's lists, as far as it knows.", "waiting"),
     ("gauge", "orchestrator_callback_lists_waiting",
      "Lists of this router's on which something waits.", "lists_waiting"),
     ("gauge", "orchestrator_callback_lists", "Lists that this router serves.", "lists_served"),

@@ -16,6 +16,7 @@ from backplane.errors import BadCallback, RedisRefused, RedisUnavailable
 from backplane.keys import Keys
 from backplane.log import Logger
 from backplane.messages import timestamp
+from backplane.router.backlog import Backlog
 from backplane.router.dispatch import dispatch
 from backplane.router.metrics import RouterMetrics
 from backplane.router.watch import TransferWatch
@@ -57,7 +58,6 @@ class _Moves:
     topics: dict[str, list[Argument]] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
     dead: list[Argument] = field(default_factory=list)
-    pieces: int = 0
     mistakes: list[str] = field(default_factory=list)
 
 
@@ -81,7 +81,6 @@ def judge(waiting: Waiting, tenant_id: str, at: str, largest: int, sampled: str 
                 moves.topics.setdefault(str(entry.detail), []).extend(entry.arguments(position))
             if entry.task_id:
                 moves.tasks.append(entry.task_id)
-                moves.pieces += entry.kind == "c"
     return moves
 
 
@@ -126,12 +125,12 @@ class Transfer:
         self.counts = Counts()
 
     async def drain(
-        self, callback_list: str, tenant_id: str, batches: int, since: float | None = None
+        self, callback_list: str, tenant_id: str, batches: int, backlog: Backlog | None = None
     ) -> bool:
         """Move what waits on a list, up to ``batches`` batches, so that others get their turn.
 
         Args:
-            since: when it was known that something waits there (monotonic seconds).
+            backlog: of the list.
 
         Returns:
             True if more may wait. If not, the next write to the list is told by a push.
@@ -139,6 +138,7 @@ class Transfer:
         Raises:
             RedisUnavailable: and then everything that was not moved is still on the list.
         """
+        backlog = backlog or Backlog()
         keys = [callback_list, self._keys.fence(callback_list)]
         fence, *waiting = await self._store.script(PEEK, keys, self._take)
         if not waiting:
@@ -162,13 +162,13 @@ class Transfer:
                 return True
             now = time.monotonic()
             self._metrics.transfer.observe(now - began)
-            if since is not None:
-                self._metrics.wait.observe(now - since)
-            since = began  # what comes next was there before this, or has come since
+            waited = backlog.took(len(waiting), length, now)
+            if waited is not None:
+                self._metrics.wait.observe(waited)
             self._count(tenant_id, len(waiting), reply)
             if reply[9]:
                 self._on_due(callback_list)
-            fence, waiting = new_fence, reply[12:]
+            fence, waiting = new_fence, reply[13:]
             if not waiting:
                 break
         return length > 0
@@ -240,11 +240,10 @@ class Transfer:
             await self._store.call("SADD", keys.dead_letter_lists, callback_list)
         reply, length = await self._store.script_and_watch(TRANSFER, names, args, callback_list)
         if reply[0]:
-            self.counts.streamed += moves.pieces - reply[7]
             unusable = ["session_unusable"] * (reply[3] - len(moves.dead) // 3)
             self._metrics.count_dead([*map(str, moves.dead[1::3]), *unusable])
         if watched is not None and reply[0]:
-            watched.moved(callback_list, reply[11])
+            watched.moved(callback_list, reply[12])
         if reply[0] and reply[3]:
             # And behind: an operator who emptied the list meanwhile may have taken it out of the index, and
             # the script itself buries the callbacks of an unusable session.
@@ -253,8 +252,8 @@ class Transfer:
 
     def _count(self, tenant_id: str, taken: int, reply: list[Any]) -> None:
         self._metrics.count_callbacks(tenant_id, taken)
-        if reply[10]:
-            self._metrics.note(tenant_id, reply[10])
+        if reply[11]:
+            self._metrics.note(tenant_id, reply[11])
         counts = self.counts
         counts.batches += 1
         counts.appended += reply[1]
@@ -265,3 +264,4 @@ class Transfer:
         counts.late += reply[6]
         counts.pieces_ignored += reply[7]
         counts.collapsed += reply[8]
+        counts.streamed += reply[10]

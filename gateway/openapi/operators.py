@@ -131,10 +131,11 @@ def _watched(settings: Settings) -> Operations:
         name="metrics",
         summary="Metrics",
         answers={200: Answer("Prometheus's text format, or OpenMetrics if `Accept` asks.", content=types)},
-        description="They are listed in docs/metrics.md.",
+        description="They are listed in docs/metrics.md. For tokens of operators.",
+        refused=(OPERATOR,),
     )
     if settings.admin_port:  # there the network says who may read them
-        metrics = metrics._replace(scopes=())
+        metrics = metrics._replace(scopes=(), refused=(), description="They are listed in docs/metrics.md.")
     return {
         ("GET", "/health/detailed"): detailed,
         ("GET", "/ws/stats"): connections,

@@ -178,7 +178,7 @@ ROUTER_REDIS = Dashboard("router-redis", "Agent Orchestrator: routers, Redis, pr
         Panel("Batches", {"moved": _rate("orchestrator_transfers_total"), "moved by another": _rate("orchestrator_transfer_conflicts_total"),
                           "not published": _rate("orchestrator_publishes_refused_total")}, "cps"),
         Panel("Lists", {"{{instance}} serves": _worst("orchestrator_callback_lists"),
-                        "{{instance}} waiting": _worst("orchestrator_callback_lists_waiting")}),
+                        "{{instance}} waiting": _worst("orchestrator_callbacks_waiting")}),
         Panel("Leases", {"{{instance}} sees": _worst("orchestrator_routers"), "lookouts": _sum("orchestrator_lookout")},
               about="Each router should see all of them; one is the lookout.", alerts=("OrchestratorNoRouter",)),
         Panel("Dead letters", {"{{reason}}": _rate("orchestrator_dead_letters_total", by="reason")}, "cps",

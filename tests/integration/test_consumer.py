@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from backplane.errors import RedisUnavailable
 from backplane.redis_client import parse_redis_url
+from backplane.router.backlog import Backlog
 from backplane.router.consumer import Consumer
 from backplane.router.leases import owner
 from backplane.settings import Settings
@@ -167,10 +168,10 @@ async def test_a_wake_up_during_a_turn_is_not_lost(redis_url: str, redis_client:
         drain = router.transfer.drain
         turns = 0
 
-        async def drain_slowly(callback_list: str, tenant_id: str, batches: int, since: float | None) -> bool:
+        async def drain_slowly(callback_list: str, tenant_id: str, batches: int, backlog: Backlog) -> bool:
             nonlocal turns
             turns += 1
-            more = await drain(callback_list, tenant_id, batches, since)
+            more = await drain(callback_list, tenant_id, batches, backlog)
             if turns == 1:
                 push(redis_client, "acme", callback(2))
                 await router.store.call("EXISTS", "acme")  # its wake-up comes before the answer
@@ -487,7 +488,7 @@ async def test_a_list_that_went_to_another_router_is_no_worry(redis_url: str, re
         name = KEYS.callbacks("acme").encode()
         other = next(f"r-{n}" for n in range(2, 99) if owner(["r-1", f"r-{n}"], name) != "r-1")
 
-        async def move_in_vain(callback_list: str, tenant_id: str, batches: int, since: float | None) -> bool:
+        async def move_in_vain(callback_list: str, tenant_id: str, batches: int, backlog: Backlog) -> bool:
             router.store.links[0].abort("a test")
             await eventually(lambda: not router.store.up)
             redis_client.zadd(KEYS.leases, {other: 2**53})

@@ -193,6 +193,7 @@ async def test_a_cursor_behind_the_log_is_a_reset(short: Desk) -> None:
     """Never a silent gap."""
     await short.say(*"abcde")
     epoch = await short.epoch()
+    assert not (await short.resume(Position(epoch, 1))).unknown
     assert shape(await short.resume(Position(epoch, 1))) == ("reset", 2, 5, 3, ["c", "d", "e"])
     assert shape(await short.resume(Position(epoch, 0))) == ("reset", 2, 5, 3, ["c", "d", "e"])
 
@@ -201,7 +202,9 @@ async def test_a_cursor_of_another_epoch_is_a_reset(desk: Desk) -> None:
     """A log begun anew has nothing to do with the old one, also where its seqs are alike."""
     await desk.say("a", "b")
     for seq in (0, 1, 2, 9):
-        assert shape(await desk.resume(Position("another", seq))) == ("reset", 0, 2, 1, ["a", "b"])
+        resumed = await desk.resume(Position("another", seq))
+        assert shape(resumed) == ("reset", 0, 2, 1, ["a", "b"])
+        assert resumed.unknown
 
 
 async def test_a_cursor_ahead_of_the_log_is_a_reset(desk: Desk) -> None:
@@ -215,6 +218,7 @@ async def test_a_cursor_of_a_forgotten_session_is_a_reset(desk: Desk) -> None:
     """The session begins anew, and the client is told that what it waits for is gone."""
     resumed = await desk.resume(Position("e1", 7))
     assert shape(resumed) == ("reset", 0, 0, 1, [])
+    assert resumed.unknown
     assert resumed.page.epoch != "e1"
 
 

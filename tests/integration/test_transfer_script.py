@@ -152,7 +152,7 @@ async def test_entries_get_seqs_and_are_published_in_one_piece(
     """A batch of one session is one append and one message, seqs from 1; the list is trimmed at its right."""
     push(redis_client, "a", "b", "c", "later")
     bodies = [entry(n) for n in "abc"]
-    assert await Move({session(): appends(bodies)}).run(link) == [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await Move({session(): appends(bodies)}).run(link) == [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
     assert log_of(redis_client) == bodies
     assert heard.all() == [b"e1:1\n" + b"\n".join(bodies)]
     assert redis_client.lrange(LIST, 0, -1) == [b"later"]
@@ -189,13 +189,13 @@ async def test_the_reply_has_what_is_next_in_line(link: Link, redis_client: Clie
     """A busy list costs one call a batch: the next callbacks come with the reply, under the same limits."""
     push(redis_client, "a", "b", "c", "d" * 50)
     move = Move({session(): appends([entry("a")])}, take=(10, 1_000, 20))
-    assert (await move.run(link))[12:] == [b"b", b"c", [50, b"d" * 50]]
+    assert (await move.run(link))[13:] == [b"b", b"c", [50, b"d" * 50]]
 
 
 async def test_an_empty_batch_only_moves_the_fence(link: Link, redis_client: Client) -> None:
     """Nothing to do does no harm."""
     push(redis_client, "a")
-    assert await Move(taken=0).run(link) == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await Move(taken=0).run(link) == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
     assert redis_client.lrange(LIST, 0, -1) == [b"a"]
 
 
@@ -255,7 +255,7 @@ async def test_a_callback_twice_in_a_batch_is_one_entry(
     """The AES sent it twice before the router looked."""
     push(redis_client, "a", "a", "b")
     triples = [(0, b"A", entry("a")), (1, b"A", entry("a")), (2, b"B", entry("b"))]
-    assert await Move({session(): triples}).run(link) == [1, 2, 1, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await Move({session(): triples}).run(link) == [1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
     assert log_of(redis_client) == [entry("a"), entry("b")]
     assert heard.all() == [b"e1:1\n" + entry("a") + b"\n" + entry("b")]
     assert redis_client.llen(LIST) == 0
@@ -269,7 +269,7 @@ async def test_a_callback_again_in_a_later_batch_is_no_entry(
     await Move({session(): appends([entry("a"), entry("b")])}).run(link)
     push(redis_client, "a", "c", "b")
     again = Move({session(): appends([entry("a"), entry("c"), entry("b")])}, fence="f1", new_fence="f2")
-    assert await again.run(link) == [1, 1, 2, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await again.run(link) == [1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
     assert log_of(redis_client) == [entry("a"), entry("b"), entry("c")]
     assert heard.all()[1:] == [b"e1:3\n" + entry("c")]
     assert redis_client.llen(LIST) == 0
@@ -284,7 +284,7 @@ async def test_duplicates_alone_leave_the_log_as_it_is(
     heard.all()
     push(redis_client, "a")
     again = Move({session(): appends([entry("a")])}, fence="f1", new_fence="f2")
-    assert await again.run(link) == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await again.run(link) == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
     assert heard.all() == []
     assert record(redis_client)["h"] == "1"
 
@@ -329,7 +329,7 @@ async def test_chunks_are_published_between_entries_and_not_logged(
         (4, b"", b"chunk 1"),
         (5, b"C", entry("c")),
     ]
-    assert await Move({session(): triples}).run(link) == [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await Move({session(): triples}).run(link) == [1, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
     assert log_of(redis_client) == [entry("a"), entry("b"), entry("c")]
     assert heard.all() == [
         b"~\nchunk 0",
@@ -353,7 +353,21 @@ async def test_a_duplicate_between_entries_does_not_part_them(
 async def test_chunks_alone_begin_no_session(link: Link, redis_client: Client, heard: Heard) -> None:
     """What is not logged leaves nothing behind."""
     push(redis_client, "a")
-    assert await Move({session(): [(0, b"", b"chunk")]}).run(link) == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await Move({session(): [(0, b"", b"chunk")]}).run(link) == [
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        [],
+        [],
+    ]
     assert heard.all() == [b"~\nchunk"]
     assert redis_client.keys() == [FENCE.encode()]
 
@@ -373,7 +387,7 @@ async def test_a_session_whose_keys_hold_something_else(
         session("s-2"): [(1, b"X", entry("x"))],
     }
     reply = await Move(sessions, dead=[(4, "not_json", "why")]).run(link)
-    assert reply == [1, 1, 0, 3, 0, 0, 0, 0, 0, 0, [], []]
+    assert reply == [1, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, [], []]
     buried = [(letter[b"reason"], letter[b"raw"]) for letter in letters(redis_client)]
     assert buried == [
         (b"session_unusable", b"raw a"),
@@ -470,7 +484,7 @@ async def test_a_refused_publish_is_counted_and_loses_nothing(valkey: Valkey, re
     push(redis_client, "a", "b")
     move = Move({session(): [(0, b"A", entry("a")), (1, b"", b"chunk")]})
     async with running(await user_link(valkey, redis_client, "resetchannels")) as limited:
-        assert await move.run(limited) == [1, 1, 0, 0, 0, 2, 0, 0, 0, 0, [], []]
+        assert await move.run(limited) == [1, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, [], []]
     assert log_of(redis_client) == [entry("a")]
     assert redis_client.llen(LIST) == 0
 
@@ -670,7 +684,7 @@ async def test_a_dead_letter_says_what_it_was_and_why(link: Link, redis_client: 
 async def test_dead_letters_are_bounded_by_count(link: Link, redis_client: Client) -> None:
     """The oldest go first, and how many is told."""
     reply = await bury(link, redis_client, [b"%d" % n for n in range(5)], dead_letters=3)
-    assert reply == [1, 0, 0, 5, 2, 0, 0, 0, 0, 0, [], []]
+    assert reply == [1, 0, 0, 5, 2, 0, 0, 0, 0, 0, 0, [], []]
     assert [letter[b"raw"] for letter in letters(redis_client)] == [b"2", b"3", b"4"]
     assert dead_bytes(redis_client) == 3
 

@@ -36,6 +36,8 @@ def _budgets() -> list[Case]:
              each(f"{DELIVERED}_bucket", PODS, growing(59.7), le="0.5")),
         Case("OrchestratorDeliveryBudget", "four in a hundred are slow, for a day",
              each(f"{DELIVERED}_bucket", PODS, growing(57.6), le="0.5"), TICKET, step="5m", at=LONG),
+        Case("OrchestratorSessionsUnknown", "nearly all of them", each(RESUMES, PODS, growing(30), status="unknown"), TICKET),
+        Case("OrchestratorSessionsUnknown", "some, as every day", each(RESUMES, PODS, growing(1), status="unknown")),
         Case("OrchestratorResumeBudget", "one in seven is reset",
              each(RESUMES, PODS, growing(0.5), status="reset"), PAGE),
         Case("OrchestratorResumeBudget", "one in 2,000 is reset",
@@ -69,6 +71,9 @@ def _callbacks() -> list[Case]:
              each(kept, ROUTERS, "1+0x30 stale _x900") | {HERE.series(kept, "router-1"): "_x33 1+0x900"}, TICKET, at=10),
         Case("OrchestratorDeadLetters", "it was dropped", each(kept, ROUTERS, "1+0x12 0+0x900"), at=6),
         Case("OrchestratorDeadLetterSurge", "half of all", each(results, ROUTERS, growing(60), **dead), PAGE),
+        Case("OrchestratorDeadLetterSurge", "all answers, while many pieces of them come",
+             each(results, ROUTERS, growing(6), **dead) | each(results, ROUTERS, steady(0), result="appended")
+             | each(results, ROUTERS, growing(1_000), result="streamed"), PAGE),
         Case("OrchestratorDeadLetterSurge", "one in a hundred", each(results, ROUTERS, growing(0.6), **dead)),
         Case("OrchestratorDeadLetterSurge", "three of four",
              each(results, ROUTERS, "0x20 3x900", **dead) | each(results, ROUTERS, "0x20 1x900", result="appended"), at=12),

@@ -10,6 +10,7 @@ import pytest
 from starlette.routing import Route
 
 from gateway.app import build_admin_app, build_app
+from gateway.identity import OPERATOR
 from tests.unit.gateway.web import BODY, StubPod, check_problem, client_of, with_tokens
 
 HEALTH = ["/health", "/livez", "/readyz"]
@@ -93,7 +94,8 @@ async def test_metrics_are_for_operators() -> None:
     async with client_of(pod) as client:
         check_problem(await client.get(METRICS), 401, "token_missing")
         check_problem(await client.get(METRICS, headers=pod.bearer("chat")), 403, "scope_missing")
-        answer = await client.get(METRICS, headers=pod.bearer("stats"))
+        check_problem(await client.get(METRICS, headers=pod.bearer("stats")), 403, "forbidden")
+        answer = await client.get(METRICS, headers=pod.bearer("stats", tenant=OPERATOR))
     assert answer.status_code == 200
     assert "orchestrator_sends_total" in answer.text
     apart = with_tokens(admin_port=9_000)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from backplane.messages import timestamp
+from backplane.messages import Message, timestamp, to_entry
 from backplane.metrics import Histogram
 from backplane.position import Batch
 from gateway.delays import Delays
@@ -58,6 +58,17 @@ def test_time_since_a_message_was_made(clock: Clock) -> None:
 
     assert measured.delivery.counts == [2, 1, 1, 1]
     assert measured.delivery.total == pytest.approx(86_403.8, abs=0.01)
+
+
+def test_reports_of_progress_are_left_out(clock: Clock) -> None:
+    """A step's newest waits in Redis on purpose until the one before has been shown for a while."""
+    measured = Measured()
+    at = timestamp(NOW - 5.0)
+    report = to_entry(Message(at, "task_update", "t", "s", "acme", "free", {}, {}))
+    answer = to_entry(Message(at, "agent_response", "t", "s", "acme", "free", {}, {}))
+    measured.delays.delivered(measured.feed, Batch("e1", 1, [report]))
+    measured.delays.delivered(measured.feed, Batch("e1", 2, [report, answer]))
+    assert measured.delivery.counts == [0, 0, 1, 0]
 
 
 def test_a_batch_counts_each_of_its_messages(clock: Clock) -> None:

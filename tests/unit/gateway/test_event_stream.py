@@ -323,6 +323,14 @@ async def test_a_client_that_does_not_read_the_end(wire: Wire, monkeypatch: pyte
         await wire.transport.aborted.wait()
 
 
+async def test_who_goes_without_a_word(wire: Wire) -> None:
+    """The client of a stream has no other way to leave, so it does not count as cut off."""
+    wire.stream.connection_lost(None)
+
+    assert wire.pod.sockets.closed_by_code == {1000: 1}
+    assert wire.pod.sockets.open_by_kind == {"socket": 0, "event_stream": 0}
+
+
 async def test_replaced(wire: Wire) -> None:
     """It is told by an error, as there are no close codes."""
     wire.stream.replaced()

@@ -37,7 +37,9 @@ def families(body: bytes, accept: str) -> list[Metric]:
 
 
 def told(accept: str) -> dict[str, Sample]:
-    body, media_type = Exposition(registry()).answer(accept)
+    exposition = Exposition(registry())
+    exposition.look()
+    body, media_type = exposition.answer(accept)
     assert media_type.startswith(accept.partition(";")[0] or "text/plain")
     samples = [sample for family in families(body, accept) for sample in family.samples]
     return {
@@ -87,6 +89,17 @@ def test_nothing_is_read_before_somebody_asks() -> None:
     assert reads == []
     exposition.answer("")
     assert reads == ["before", "read"]
+
+
+@pytest.mark.parametrize(
+    "accept",
+    ["application/openmetrics-text; version=abc", "text/plain;version=x", ",;,", "*/*", "text/plain;q"],
+)
+def test_whatever_is_accepted(accept: str) -> None:
+    """A version that is none gets the plain format, not a mistake of ours."""
+    body, media_type = Exposition(registry()).answer(accept)
+    assert media_type.startswith("text/plain")
+    assert families(body, "")
 
 
 async def test_the_reference_page_is_that_of_the_code() -> None:

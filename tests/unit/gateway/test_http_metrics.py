@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backplane.errors import QueueFull, RedisUnavailable
+from gateway.errors import ClientError
 from tests.unit.gateway.web import StubPod, client_of, send, with_tokens
 
 
@@ -77,6 +78,30 @@ async def test_sends_are_counted_by_how_they_went(refusal: Exception | None, out
         ("acme", outcome): 1
     }
     assert len(pod.metrics._accept.members) == (refusal is None)
+
+
+async def test_a_failure_before_it_is_known_whose_message_it_is() -> None:
+    """An identity provider that is away keeps messages from being taken: they count as failed, too."""
+    pod = with_tokens()
+
+    async def away(*_who: object) -> None:
+        raise ClientError(503, "keys_unavailable", "the keys cannot be had", retry_after_s=1)
+
+    pod.authenticator.identify = away  # type: ignore[assignment, method-assign]
+    async with client_of(pod) as client:
+        assert (await send(client)).status_code == 503
+    sends = pod.metrics._sends.members
+    assert {labels: m.value for labels, m in sends.items() if m.value} == {("unknown", "failed"): 1}
+
+
+async def test_what_waits_for_others_is_not_in_the_queue_yet() -> None:
+    """So how long it took to get there is not measured."""
+    pod = StubPod()
+    async with client_of(pod) as client:
+        await send(client)
+        answer = await send(client, body=b'{"message":"and then","busy_policy":"enqueue"}')
+    assert answer.json()["deadline_at"] is None
+    assert sum(pod.metrics._accept.of("free").counts) == 1
 
 
 async def test_what_a_client_may_not_is_its_own_affair() -> None:

@@ -389,6 +389,8 @@ async def test_tasks_are_finished_beside(world: World) -> None:
     for task_id in ("t-2", "t-3"):
         await world.begin(task_id)
         world.record(task_id).update(status="cancelling", reason="interrupted")
+    told = list[tuple[str, ...]]()
+    world.desk._on_ended = lambda *task: told.append(task)
     world.desk.finish(LIST, "acme", ["t-2", "gone", "t-3"])
     assert world.tasks.ended == []
     await settle()
@@ -397,6 +399,7 @@ async def test_tasks_are_finished_beside(world: World) -> None:
     assert sorted(world.cancels) == ["t-2", "t-3"]
     assert all(action["reason"] == "interrupted" for action in world.queue.actions)
     assert world.desk.cancelled == 2
+    assert told == [("acme", "free", "sales", "cancelled")] * 2
 
 
 async def test_what_cannot_be_finished(world: World) -> None:

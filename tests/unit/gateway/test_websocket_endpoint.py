@@ -531,7 +531,7 @@ async def test_gone_is_gone(pod: Pod) -> None:
 
     assert (len(pod.sockets.wheel), pod.hub.sessions, pod.ownership.owned) == (0, 0, {})
     assert pod.sockets.closed_by_code == {1006: 1}
-    assert pod.sockets.open_by_kind == {"socket": 0}
+    assert pod.sockets.open_by_kind == {"socket": 0, "event_stream": 0}
 
 
 async def test_asked_to_reconnect(pod: Pod) -> None:

@@ -31,6 +31,7 @@ CONNECTIONS = "/api/admin/connections"
 REVOCATIONS = "/api/admin/revocations"
 LIMITS = "/api/admin/tenants/acme/limits"
 LOG_LEVEL = "/api/admin/log-level"
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 HELLO = {"message": "hello"}
 AWAY = RedisUnavailable("away")
 MINUTE = Standing("minute", 10, 60, 0, 60.0)
@@ -228,8 +229,8 @@ GOOD = [
     Case("GET", "/ws/stats", 200, tenant=OPERATOR),
     Case("GET", "/ws/stats?tenant_id=acme", 200, tenant=OPERATOR),
     Case("GET", "/api/chat/stats", 200, tenant=OPERATOR),
-    Case("GET", "/metrics", 200),
-    Case("GET", "/metrics", 200, headers={"Accept": "application/openmetrics-text;version=1.0.0"}),
+    Case("GET", "/metrics", 200, tenant=OPERATOR),
+    Case("GET", "/metrics", 200, headers={"Accept": OPENMETRICS}, tenant=OPERATOR),
     Case("GET", f"{CONNECTIONS}?limit=1", 200),
     Case("POST", f"{CONNECTIONS}/close", 202, {"user_id": "ann"}),
     Case("POST", REVOCATIONS, 201, {"user_id": "ann"}),
@@ -252,6 +253,7 @@ BAD = [
     Case("POST", SEND, "scope_missing", HELLO, scopes=("listen",)),
     Case("GET", TASK, "scope_missing", scopes=("chat",)),
     Case("GET", "/metrics", "scope_missing", scopes=("chat",)),
+    Case("GET", "/metrics", "forbidden"),
     Case("GET", CONNECTIONS, "scope_missing", scopes=("chat",)),
     Case("POST", "/api/broadcast", "scope_missing", {"to": {"tenant": True}, "payload": 1}, scopes=("chat",)),
     # Who.
