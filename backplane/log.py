@@ -92,9 +92,10 @@ class Output:
     def open(self) -> None:
         """Write by a thread from now on, to what is stdout now."""
         try:
-            descriptor = os.dup(
-                sys.stdout.fileno()
-            )  # its own: nobody is to wait for the thread to be done with it
+            if sys.stdout is None:  # closed before the process began: every line is to fail, and be counted
+                descriptor = os.open(os.devnull, os.O_RDONLY)
+            else:  # its own: nobody is to wait for the thread to be done with it
+                descriptor = os.dup(sys.stdout.fileno())
         except (io.UnsupportedOperation, ValueError, OSError):
             return  # it is no file
         self._writer = Writer(descriptor, self._tell_dropped)
@@ -135,7 +136,8 @@ def configure(level: str, form: str) -> None:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         form: ``json``, ``console`` or ``auto`` (console on a terminal).
     """
-    console = form == "console" or (form == "auto" and sys.stdout.isatty())
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = form == "console" or (form == "auto" and terminal)
     LEVEL.set(level)
     OUTPUT.open()
     # Plain: a traceback with local variables would show tokens.
