@@ -24,6 +24,7 @@ from backplane.log_writer import Writer
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FLUSH_S = 2.0
 _LIBRARY_CHARACTERS = 300
+_TOLD = "orchestrator_told"
 _UNLIMITED = frozenset({"http_request"})
 
 
@@ -152,6 +153,16 @@ def configure(level: str, form: str) -> None:
     logging.basicConfig(level=logging.ERROR, handlers=[_Libraries()], force=True)
 
 
+def mark_told(error: BaseException) -> None:
+    """An event tells of this already: it is not to be told again by a library that it passes through."""
+    error.__dict__[_TOLD] = True
+
+
+def is_told(error: BaseException | None) -> bool:
+    """Whether that was said of it."""
+    return error is not None and _TOLD in error.__dict__
+
+
 class _Libraries(logging.Handler):
     """Errors of libraries as log events."""
 
@@ -160,6 +171,8 @@ class _Libraries(logging.Handler):
         self._log = get_logger()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and is_told(record.exc_info[1]):
+            return
         said = record.getMessage().partition("\n")[0]
         if record.name == "asyncio":  # it shows what was called with which arguments
             said = said.partition("(")[0].partition("<")[0]
