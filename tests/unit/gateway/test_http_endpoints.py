@@ -404,10 +404,8 @@ async def test_a_mistake_of_ours(pod: StubPod, client: httpx.AsyncClient) -> Non
     assert isinstance(logs[0]["exc_info"], ZeroDivisionError)
 
 
-async def test_a_mistake_is_told_once(
-    pod: StubPod, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server gets the exception, too, and says so to its own logger; of another it is the only one to tell."""
+async def test_a_mistake_is_told_once(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """The server gets the exception, too, and says so to its own logger; another error only it tells."""
     pod.queue.refusal = ZeroDivisionError("something secret")
     with capture_logs() as logs:
         await send(client)
