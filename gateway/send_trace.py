@@ -30,7 +30,7 @@ class SendTrace:
     """
 
     __slots__ = (
-        "_began_ns", "_context", "_events", "_identity", "_log", "_own", "_traces", "given", "task_id",
+        "_began_ns", "_context", "_events", "_identity", "_own", "_parent", "_traces", "given", "task_id",
         "traceparent",
     )  # fmt: skip
 
@@ -44,16 +44,18 @@ class SendTrace:
         brought = context.traceparent
         self.traceparent = traceparent_of_hex(digits, traces.bound) if brought is None else brought
         if traces.tracer.on:
-            self._begin_span()
-        self.given = "" if brought is None else self.traceparent
-
-    def _begin_span(self) -> None:
-        parent = parse_traceparent(self.traceparent)
-        if parent is not None and parent.sampled:
-            self._own = parent.child(span_of_task(self.task_id))
-            self.traceparent = self._own.traceparent
             self._began_ns = time.time_ns()
             self._events: list[tuple[str, int]] = []
+            self._place_span(span_of_task(self.task_id))
+            if self._own is not None:
+                self.traceparent = self._own.traceparent
+        self.given = "" if brought is None else self.traceparent
+
+    def _place_span(self, span_id: str) -> None:
+        """Say where the span belongs, if there will be one."""
+        before = parse_traceparent(self.traceparent)
+        self._own = before.child(span_id) if before is not None and before.sampled else None
+        self._parent = None if before is None or before.span_id == span_id else before
 
     @property
     def trace_id(self) -> str:
@@ -63,11 +65,16 @@ class SendTrace:
     def became(self, task_id: str, given: str) -> None:
         """It is a task that was there already.
 
+        Its span hangs from that of the first send, unless its client has brought a trace where to find it.
+
         Args:
-            given: the trace that its client brought, or empty.
+            given: the trace that the first send's client brought, or empty.
         """
+        unused = span_of_task(self.task_id)
         self.task_id = task_id
         self.traceparent = given or traceparent_of_task(task_id, self._traces.bound) or ""
+        if self._traces.tracer.on and self._context.traceparent is None:
+            self._place_span(unused)
 
     def mark(self, event: str) -> None:
         """A step is done."""
@@ -118,10 +125,9 @@ class SendTrace:
             "orchestrator.agent_id": context.agent_id,
             **more,
         }
-        parent = parse_traceparent(context.traceparent)
         self._traces.tracer.record(
             Span(
-                "send", "producer", self._own, parent, self._began_ns, time.time_ns(), attributes,
+                "send", "producer", self._own, self._parent, self._began_ns, time.time_ns(), attributes,
                 self._events, error, context.tracestate or "",
             )
         )  # fmt: skip

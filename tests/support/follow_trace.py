@@ -25,8 +25,8 @@ from tests.support.talk import open_socket, receive
 
 WAYS = ("http", "events", "socket", "upgrade")
 """``http``: sent by HTTP, heard on a socket; ``events``: heard on an event stream; ``socket``: both on a
-socket, the trace in the message; ``upgrade``: the same, with a trace in the request that opened the socket, which
-is not the message's."""
+socket, the trace in the message; ``upgrade``: the same, with a trace in the request that opened the socket,
+which is not the message's."""
 
 CLIENTS = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
 _STATE = "vendor=of-the-client"

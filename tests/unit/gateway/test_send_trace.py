@@ -26,10 +26,10 @@ WHOSE = Identity("acme", "free", "s-1", "ann", None, ANYONE)
 
 
 class World:
-    """A pod that sends, and keeps its spans and log events."""
+    """A pod that sends, and keeps its spans and log events; it samples no trace of its own unless told to."""
 
     def __init__(self, **settings: Any) -> None:
-        self.pod = StubPod(**settings)
+        self.pod = StubPod(**{"trace_sample_ratio": 0.0, **settings})
         self.spans = Spans()
         logger = self.pod.logger.as_logger()
         self.traces = self.pod.sender._traces = SendTraces(self.pod.settings, self.spans, logger)
@@ -108,6 +108,37 @@ async def test_a_send_again(world: World) -> None:
     assert world.told() == told
     without = await world.send(idempotency_key="k")
     assert without["trace_id"] == CLIENTS.trace_id
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_the_span_of_a_send_again(given: bool) -> None:
+    """It hangs from the first one's, in whose trace operators look; it has an id of its own."""
+    world = World(trace_sample_ratio=1.0)
+    first = await world.send(CLIENTS if given else None, idempotency_key="k")
+    again = await world.send(idempotency_key="k")
+    before, after = world.spans.spans
+    assert after.parent == before.own
+    assert after.own.trace_id == first["trace_id"] == again["trace_id"]
+    assert after.own.span_id != before.own.span_id
+    assert after.attributes.items() >= {
+        "orchestrator.task_id": first["task_id"], "orchestrator.duplicate": True,
+    }.items()  # fmt: skip
+
+
+async def test_the_span_of_a_send_again_in_another_trace(world: World) -> None:
+    """Its client has brought that one, and finds it there."""
+    first = await world.send(idempotency_key="k")
+    await world.send(CLIENTS, idempotency_key="k")
+    [span] = world.spans.spans
+    assert (span.parent, span.attributes["orchestrator.task_id"]) == (CLIENTS, first["task_id"])
+
+
+async def test_a_send_again_of_one_that_is_not_sampled(world: World) -> None:
+    """Is in a trace without spans, even if what would have been its own trace is sampled."""
+    await world.send(UPGRADE, idempotency_key="k")
+    world.traces.bound = sample_bound(1)
+    await world.send(idempotency_key="k")
+    assert not world.spans.spans
 
 
 async def test_a_send_that_is_refused(world: World) -> None:
