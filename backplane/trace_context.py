@@ -29,6 +29,7 @@ _MEMBER = re.compile(rf"{_KEY}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\
 _MEMBERS_MAX = 32
 _RANDOM_DIGITS = 14  # at an id's end: in a uuid4 not all that stands before them is random
 _ABOVE_ALL = "g"
+_UUID_LENGTH = 36
 
 _BEGINS = b'"metadata":{"traceparent":"'
 _ENDS = b'",'
@@ -113,7 +114,7 @@ def traceparent_of_task(task_id: str, bound: str = NONE_SAMPLED) -> str | None:
     Args:
         bound: from `sample_bound`; the same tasks are sampled by all processes that have the same.
     """
-    if len(task_id) != 36 or _UUID.fullmatch(task_id) is None:
+    if len(task_id) != _UUID_LENGTH or _UUID.fullmatch(task_id) is None:
         return None
     return traceparent_of_hex(task_id.replace("-", ""), bound)
 
@@ -126,6 +127,18 @@ def of_task(task_id: str, bound: str = NONE_SAMPLED) -> TraceContext | None:
 def span_of_task(task_id: str) -> str:
     """The id of the span in which a pod accepts a task (of a uuid)."""
     return task_id[-17:].replace("-", "")
+
+
+def sampled_trace_id(said: str, bound: str) -> str:
+    """The id of a task's trace if that is sampled, else empty.
+
+    Args:
+        said: its client's ``traceparent``, valid, or else its own id.
+    """
+    if len(said) == _PARENT_LENGTH:
+        return said[3:35] if said[-1] == "1" else ""
+    digits = said.replace("-", "")
+    return digits if len(said) == _UUID_LENGTH and digits[-_RANDOM_DIGITS:] < bound else ""
 
 
 class _Said(msgspec.Struct):

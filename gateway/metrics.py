@@ -94,7 +94,11 @@ class PodMetrics:
         )
 
     def accepted(self, tier: str, took_s: float, trace_id: str) -> None:
-        """A message's action is in the queue."""
+        """A message's action is in the queue.
+
+        Args:
+            trace_id: empty if that trace has no spans.
+        """
         self._accept.of(tier).observe_traced(took_s, trace_id, time.time())
 
     def count_send(self, tenant_id: str, tier: str, outcome: str) -> None:

@@ -62,6 +62,11 @@ class SendTrace:
         """32 hex digits."""
         return self.traceparent[3:35]
 
+    @property
+    def sampled_trace_id(self) -> str:
+        """The trace in which its span is found; empty if it has none."""
+        return "" if self._own is None else self._own.trace_id
+
     def became(self, task_id: str, given: str) -> None:
         """It is a task that was there already.
 

@@ -104,7 +104,8 @@ class Sender:
         finally:
             self._metrics.count_send(identity.tenant_id, identity.tenant_tier, outcome)
             if outcome == "accepted":
-                self._metrics.accepted(identity.tenant_tier, time.monotonic() - began, trace.trace_id)
+                took_s = time.monotonic() - began
+                self._metrics.accepted(identity.tenant_tier, took_s, trace.sampled_trace_id)
 
     async def _send(self, identity: Identity, context: Context, body: ChatBody, trace: SendTrace) -> Accepted:
         check_scope(identity.grant, "chat")

@@ -106,7 +106,7 @@ class Transfer:
         tracer: Tracer = NO_TRACER,
         metrics: RouterMetrics | None = None,
     ) -> None:
-        self._metrics = metrics or RouterMetrics(settings)
+        self._metrics = metrics or RouterMetrics(settings, tracer)
         self._on_due = on_due
         self._watch = TransferWatch(tracer, log)
         self._store = store

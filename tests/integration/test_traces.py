@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
 from backplane.log import LEVEL, get_logger
+from backplane.router.metrics import RouterMetrics
 from backplane.router.transfer import Transfer
 from backplane.store import Store
 from backplane.task import Duplicate, send_name
 from backplane.trace_context import TraceContext, of_task, parse_traceparent
-from tests.integration.tasks import OVER_S, World
+from tests.integration.tasks import OVER_S, SETTINGS, World
 from tests.support.spans import Spans
 
 NAME = send_name("key", "s-1", "n")
@@ -180,3 +182,33 @@ async def test_callbacks_in_the_log_of_events(
     assert [(event["event"], event["kind"], event["trace_id"]) for event in logs] == [
         ("callback_appended", "end", CLIENTS.trace_id)
     ]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "given", "on", "found"),
+    [
+        (0.0, CLIENTS, True, "clients"),
+        (1.0, CLIENTS._replace(sampled=False), True, ""),
+        (1.0, None, True, "tasks"),
+        (0.0, None, True, ""),
+        (1.0, CLIENTS, False, ""),
+    ],
+)
+async def test_an_exemplar_names_a_trace_that_is_there(
+    store: Store, task_id: str, ratio: float, given: TraceContext | None, on: bool, found: str
+) -> None:
+    """The times of tasks are counted; a trace is named only if it is sampled and somebody has its spans."""
+    world = World(store, replace(SETTINGS, trace_sample_ratio=ratio))
+    tracer = Spans()
+    tracer.on = on
+    metrics = RouterMetrics(world.settings, tracer)
+    world.transfer = Transfer(
+        store, store, world.keys, world.settings, get_logger(), tracer=tracer, metrics=metrics
+    )
+    await world.begin(task_id, **({} if given is None else {"traceparent": given.traceparent}))
+    await world.answer(task_id)
+    wanted = {"clients": [CLIENTS.trace_id], "tasks": [task_id.replace("-", "")], "": []}[found]
+    for family in (metrics._first_word, metrics._duration):
+        [times] = family.members.values()
+        assert sum(times.counts) == 1
+        assert [one.trace_id for one in times.exemplars.values()] == wanted

@@ -13,6 +13,7 @@ from backplane.trace_context import TraceContext, of_task, parse_traceparent, sa
 from gateway.chat import ChatBody, Context
 from gateway.errors import ClientError
 from gateway.identity import ANYONE, Identity
+from gateway.metrics import PodMetrics
 from gateway.send_trace import SendTraces
 from tests.support.spans import Spans
 from tests.unit.gateway.fakes import settle
@@ -162,6 +163,21 @@ async def test_log_events_of_a_send(world: World, monkeypatch: pytest.MonkeyPatc
             "tenant_id": "acme", "session_id": "s-1", "task_id": answer["task_id"],
             "trace_id": CLIENTS.trace_id,
         }.items()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("trace", "on", "found"), [(CLIENTS, True, True), (CLIENTS, False, False), (UPGRADE, True, False)]
+)
+async def test_an_exemplar_names_a_trace_that_is_there(
+    world: World, trace: TraceContext, on: bool, found: bool
+) -> None:
+    """The time of a send is counted; its trace is named only if somebody has its spans."""
+    world.spans.on = on
+    metrics = world.pod.sender._metrics = PodMetrics(world.pod.settings)
+    await world.send(trace)
+    [time_s] = metrics._accept.members.values()
+    assert sum(time_s.counts) == 1
+    assert [one.trace_id for one in time_s.exemplars.values()] == [trace.trace_id] * found
 
 
 # Where clients say it.
