@@ -187,4 +187,4 @@ class PodMetrics:
             lambda: float(pod.health.draining),
         )
         stores = {"subscriptions": pod.feed, "commands": pod.commands}
-        return process_metrics(registry, "gateway", pod.health.problem, stores, pod.health.probes)
+        return process_metrics(registry, "gateway", pod.health.problem, stores, pod.health.probes, pod.tracer)

@@ -162,7 +162,7 @@ class RouterMetrics:
             lambda: {} if depths.dead_letters is None else float(depths.dead_letters),
         )  # fmt: skip
         stores = {"transfers": consumer.store, "commands": consumer.commands}
-        return process_metrics(registry, "router", consumer.problem, stores, consumer.probes)
+        return process_metrics(registry, "router", consumer.problem, stores, consumer.probes, self._tracer)
 
 
 def _read(consumer: Consumer, attribute: str) -> float:
