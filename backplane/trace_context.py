@@ -104,8 +104,12 @@ def sample_bound(ratio: float) -> str:
 
 def traceparent_of_hex(trace_id: str, bound: str) -> str:
     """The same as `traceparent_of_task`, of a uuid's 32 hex digits."""
+    return f"00-{trace_id}-{trace_id[16:]}-{_flags(trace_id, bound)}"
+
+
+def _flags(digits: str, bound: str) -> str:
     # Digits of one length compare as the numbers do.
-    return f"00-{trace_id}-{trace_id[16:]}-{'01' if trace_id[-_RANDOM_DIGITS:] < bound else '00'}"
+    return "01" if digits[-_RANDOM_DIGITS:] < bound else "00"
 
 
 def traceparent_of_task(task_id: str, bound: str = NONE_SAMPLED) -> str | None:
@@ -127,6 +131,17 @@ def of_task(task_id: str, bound: str = NONE_SAMPLED) -> TraceContext | None:
 def span_of_task(task_id: str) -> str:
     """The id of the span in which a pod accepts a task (of a uuid)."""
     return task_id[-17:].replace("-", "")
+
+
+def resampled(traceparent: str, digits: str, bound: str) -> str:
+    """A client's ``traceparent``, sampled if its task would be.
+
+    Not by the trace's id: the client chooses it, is told whether it is sampled, and may use it again.
+
+    Args:
+        digits: the task's id, its 32 hex digits.
+    """
+    return traceparent[:-2] + _flags(digits, bound)
 
 
 def sampled_trace_id(said: str, bound: str) -> str:

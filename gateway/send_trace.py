@@ -10,6 +10,7 @@ from backplane.settings import Settings
 from backplane.trace_context import (
     TraceContext,
     parse_traceparent,
+    resampled,
     sample_bound,
     span_of_task,
     traceparent_of_hex,
@@ -42,7 +43,10 @@ class SendTrace:
         self._own: TraceContext | None = None  # where there will be a span
         self.task_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
         brought = context.traceparent
-        self.traceparent = traceparent_of_hex(digits, traces.bound) if brought is None else brought
+        if brought is None:
+            self.traceparent = traceparent_of_hex(digits, traces.bound)
+        else:
+            self.traceparent = brought if traces.trusting else resampled(brought, digits, traces.bound)
         if traces.tracer.on:
             self._began_ns = time.time_ns()
             self._events: list[tuple[str, int]] = []
@@ -149,6 +153,7 @@ class SendTraces:
         self.tracer = tracer
         self.log = log
         self.bound = sample_bound(settings.trace_sample_ratio)
+        self.trusting = settings.trace_clients == "trust"
 
     def begin(self, identity: Identity, context: Context) -> SendTrace:
         """A message has come; a task will be made of it, or not."""

@@ -9,6 +9,7 @@ import pytest
 
 from backplane.errors import QueueFull
 from backplane.log import LEVEL
+from backplane.settings import Settings
 from backplane.trace_context import TraceContext, of_task, parse_traceparent, sample_bound
 from gateway.chat import ChatBody, Context
 from gateway.errors import ClientError
@@ -30,7 +31,7 @@ class World:
     """A pod that sends, and keeps its spans and log events; it samples no trace of its own unless told to."""
 
     def __init__(self, **settings: Any) -> None:
-        self.pod = StubPod(**{"trace_sample_ratio": 0.0, **settings})
+        self.pod = StubPod(**{"trace_sample_ratio": 0.0, "trace_clients": "trust", **settings})
         self.spans = Spans()
         logger = self.pod.logger.as_logger()
         self.traces = self.pod.sender._traces = SendTraces(self.pod.settings, self.spans, logger)
@@ -85,6 +86,33 @@ async def test_a_clients_trace(world: World) -> None:
     assert span.own.trace_id == answer["trace_id"] == CLIENTS.trace_id
     assert world.record(answer["task_id"])["traceparent"] == span.own.traceparent
     assert json.loads(world.pod.queue.pushed[0][1])["metadata"]["tracestate"] == "a=1"
+
+
+@pytest.mark.parametrize("said", [CLIENTS, UPGRADE])
+@pytest.mark.parametrize(("ratio", "spans"), [(0.0, 0), (1.0, 1)])
+async def test_a_client_that_is_not_trusted(said: TraceContext, ratio: float, spans: int) -> None:
+    """Is in its own trace all the same, but whether that is sampled is not for it to say."""
+    world = World(trace_clients="resample", trace_sample_ratio=ratio)
+    answer = await world.send(said)
+    assert answer["trace_id"] == said.trace_id
+    assert len(world.spans.spans) == spans
+    told = world.told()
+    assert told is not None
+    assert (told.trace_id, told.sampled) == (said.trace_id, bool(spans))
+    assert world.record(answer["task_id"])["traceparent"] == told.traceparent
+
+
+async def test_a_trace_that_is_used_again_and_again() -> None:
+    """Whoever has found one that is sampled does not have all his sends sampled by it."""
+    world = World(trace_clients="resample", trace_sample_ratio=0.5)
+    for _ in range(40):
+        await world.send(CLIENTS)
+    assert 0 < len(world.spans.spans) < 40
+
+
+def test_clients_are_not_trusted_by_default() -> None:
+    """Spans cost, and anybody can send a header."""
+    assert Settings().trace_clients == "resample"
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -185,7 +213,7 @@ async def test_an_exemplar_names_a_trace_that_is_there(
 
 async def test_headers_of_a_send() -> None:
     """Two traceparents are none; a state without a parent is none; several states are one."""
-    pod = StubPod()
+    pod = StubPod(trace_clients="trust")
     async with client_of(pod) as client:
         await send(client, traceparent=CLIENTS.traceparent, tracestate="a=1, b=2")
         await send(client, tracestate="a=1")
@@ -208,7 +236,7 @@ async def test_headers_of_a_send() -> None:
 )
 async def test_a_message_on_a_socket(said: dict[str, Any], expected: TraceContext | None) -> None:
     """Only its own trace counts, not that of the request that opened the socket, which is all messages'."""
-    pod = Pod()
+    pod = Pod(trace_clients="trust")
     client = pod.asks(f"/ws/s-1?{WHO}&agent_id=sales", traceparent=UPGRADE.traceparent, tracestate="u=1")
     await settle()
     client.say(type="chat", message="hello", ref=1, **said)
