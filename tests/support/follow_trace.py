@@ -160,9 +160,9 @@ class Followed:
             ("pod", "message_accepted", None),
             ("demo", "action_taken", None),
             ("demo", "callback_pushed", None),
-            ("router", "callback_appended", "progress"),
-            ("router", "callback_appended", "piece"),
-            ("router", "callback_appended", "end"),
+            ("router", "callback_moved", "progress"),
+            ("router", "callback_moved", "piece"),
+            ("router", "callback_moved", "end"),
             ("pod", "message_delivered", None),
         ]
         assert not [one for one in wanted if one not in told], told
@@ -174,7 +174,7 @@ class Followed:
         spans = {
             ("action_pushed", None): "send",
             ("action_taken", None): "run",
-            ("callback_appended", "end"): "callback",
+            ("callback_moved", "end"): "callback",
             ("message_delivered", "agent_response"): "deliver",
         }
         chain = {span.name: span for span in self.chain}
