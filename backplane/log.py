@@ -24,6 +24,7 @@ from backplane.log_writer import Writer
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _FLUSH_S = 2.0
 _LIBRARY_CHARACTERS = 300
+_TOLD = "orchestrator_told"
 _UNLIMITED = frozenset({"http_request"})
 
 
@@ -92,9 +93,10 @@ class Output:
     def open(self) -> None:
         """Write by a thread from now on, to what is stdout now."""
         try:
-            descriptor = os.dup(
-                sys.stdout.fileno()
-            )  # its own: nobody is to wait for the thread to be done with it
+            if sys.stdout is None:  # closed before the process began: every line is to fail, and be counted
+                descriptor = os.open(os.devnull, os.O_RDONLY)
+            else:  # its own: nobody is to wait for the thread to be done with it
+                descriptor = os.dup(sys.stdout.fileno())
         except (io.UnsupportedOperation, ValueError, OSError):
             return  # it is no file
         self._writer = Writer(descriptor, self._tell_dropped)
@@ -135,7 +137,8 @@ def configure(level: str, form: str) -> None:
         level: ``debug``, ``info``, ``warning`` or ``error``.
         form: ``json``, ``console`` or ``auto`` (console on a terminal).
     """
-    console = form == "console" or (form == "auto" and sys.stdout.isatty())
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = form == "console" or (form == "auto" and terminal)
     LEVEL.set(level)
     OUTPUT.open()
     # Plain: a traceback with local variables would show tokens.
@@ -150,6 +153,16 @@ def configure(level: str, form: str) -> None:
     logging.basicConfig(level=logging.ERROR, handlers=[_Libraries()], force=True)
 
 
+def mark_told(error: BaseException) -> None:
+    """An event tells of this already: it is not to be told again by a library that it passes through."""
+    error.__dict__[_TOLD] = True
+
+
+def is_told(error: BaseException | None) -> bool:
+    """Whether that was said of it."""
+    return error is not None and _TOLD in error.__dict__
+
+
 class _Libraries(logging.Handler):
     """Errors of libraries as log events."""
 
@@ -158,6 +171,8 @@ class _Libraries(logging.Handler):
         self._log = get_logger()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and is_told(record.exc_info[1]):
+            return
         said = record.getMessage().partition("\n")[0]
         if record.name == "asyncio":  # it shows what was called with which arguments
             said = said.partition("(")[0].partition("<")[0]

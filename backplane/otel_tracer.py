@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Sequence
 from importlib.metadata import version
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import (
@@ -29,6 +30,7 @@ from backplane.trace_context import TraceContext
 from backplane.tracing import Span, Tracer
 
 _CLOSE_S = 2.0
+_QUEUE_SIZE = 2_048  # OpenTelemetry's default
 _KINDS = {"producer": SpanKind.PRODUCER, "consumer": SpanKind.CONSUMER}
 _NOWHERE = Context()
 
@@ -44,6 +46,41 @@ class _KnownIds(IdGenerator):
 
     def generate_span_id(self) -> int:
         return int(self.own.span_id, 16)
+
+
+class _Counted(SpanExporter):
+    """An exporter of which is known what became of its spans: the SDK drops without a word.
+
+    Attributes:
+        taken: spans that are no longer in the queue.
+        lost: those of them that the collector did not take.
+    """
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exporter = exporter
+        self.taken = 0
+        self.lost = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.taken += len(spans)
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            if result is not SpanExportResult.SUCCESS:
+                self.lost += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+def _queue_size() -> int:
+    """As the SDK reads it."""
+    try:
+        return int(os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE", _QUEUE_SIZE))
+    except ValueError:
+        return _QUEUE_SIZE
 
 
 class OtelTracer(Tracer):
@@ -69,10 +106,22 @@ class OtelTracer(Tracer):
             id_generator=self._ids,
             shutdown_on_exit=False,  # it would wait for a collector that is away
         )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._exporter = _Counted(exporter)
+        self._most = _queue_size()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter, self._most))
         self._tracer = self._provider.get_tracer("agent-orchestrator")
+        self._queued = 0
+        self._refused = 0
+
+    @property
+    def dropped(self) -> int:
+        return self._refused + self._exporter.lost
 
     def record(self, span: Span) -> None:
+        if self._queued - self._exporter.taken >= self._most:  # before it costs anything
+            self._refused += 1
+            return
+        self._queued += 1
         self._ids.own = span.own
         made = self._tracer.start_span(
             span.name,

@@ -12,6 +12,7 @@ from backplane.log import OUTPUT
 from backplane.metrics import FAST_S, Histogram, Registry
 from backplane.probes import Probes
 from backplane.store import Store
+from backplane.tracing import Tracer
 
 _LAG_EVERY_S = 0.25
 _MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
@@ -47,6 +48,7 @@ def process_metrics(
     problem: Callable[[], str | None],
     stores: Mapping[str, Store],
     probes: Probes,
+    tracer: Tracer,
 ) -> EventLoopLag:
     """Enter them.
 
@@ -100,6 +102,12 @@ def process_metrics(
         },
         "process",
         "why",
+    )
+    registry.counted(
+        "orchestrator_spans_dropped_total",
+        "Spans that were not sent: the queue was full, or the collector did not take them.",
+        lambda: {(process,): float(tracer.dropped)},
+        "process",
     )
     limit = memory_limit_bytes()
     registry.gauge(

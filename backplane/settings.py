@@ -107,8 +107,12 @@ class Settings:
         group="Traces",
     )  # fmt: skip
     trace_sample_ratio: float = _setting(
-        0.01, "Share of the tasks whose trace begins here that are sampled (0 to 1); a client's own trace says itself whether it is.",
+        0.01, "Share of the tasks that are sampled (0 to 1); all processes need the same value.",
         least=0, most=1, group="Traces",
+    )  # fmt: skip
+    trace_clients: str = _setting(
+        "resample", "Of a client's own trace: resample: the id is kept, the ratio decides whether it is sampled; trust: its flag does.",
+        choices=("resample", "trust"), group="Traces",
     )  # fmt: skip
 
     # The session log.

@@ -29,6 +29,7 @@ _MEMBER = re.compile(rf"{_KEY}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{{0,255}}[\x21-\x2b\
 _MEMBERS_MAX = 32
 _RANDOM_DIGITS = 14  # at an id's end: in a uuid4 not all that stands before them is random
 _ABOVE_ALL = "g"
+_UUID_LENGTH = 36
 
 _BEGINS = b'"metadata":{"traceparent":"'
 _ENDS = b'",'
@@ -103,8 +104,12 @@ def sample_bound(ratio: float) -> str:
 
 def traceparent_of_hex(trace_id: str, bound: str) -> str:
     """The same as `traceparent_of_task`, of a uuid's 32 hex digits."""
+    return f"00-{trace_id}-{trace_id[16:]}-{_flags(trace_id, bound)}"
+
+
+def _flags(digits: str, bound: str) -> str:
     # Digits of one length compare as the numbers do.
-    return f"00-{trace_id}-{trace_id[16:]}-{'01' if trace_id[-_RANDOM_DIGITS:] < bound else '00'}"
+    return "01" if digits[-_RANDOM_DIGITS:] < bound else "00"
 
 
 def traceparent_of_task(task_id: str, bound: str = NONE_SAMPLED) -> str | None:
@@ -113,7 +118,7 @@ def traceparent_of_task(task_id: str, bound: str = NONE_SAMPLED) -> str | None:
     Args:
         bound: from `sample_bound`; the same tasks are sampled by all processes that have the same.
     """
-    if len(task_id) != 36 or _UUID.fullmatch(task_id) is None:
+    if len(task_id) != _UUID_LENGTH or _UUID.fullmatch(task_id) is None:
         return None
     return traceparent_of_hex(task_id.replace("-", ""), bound)
 
@@ -126,6 +131,29 @@ def of_task(task_id: str, bound: str = NONE_SAMPLED) -> TraceContext | None:
 def span_of_task(task_id: str) -> str:
     """The id of the span in which a pod accepts a task (of a uuid)."""
     return task_id[-17:].replace("-", "")
+
+
+def resampled(traceparent: str, digits: str, bound: str) -> str:
+    """A client's ``traceparent``, sampled if its task would be.
+
+    Not by the trace's id: the client chooses it, is told whether it is sampled, and may use it again.
+
+    Args:
+        digits: the task's id, its 32 hex digits.
+    """
+    return traceparent[:-2] + _flags(digits, bound)
+
+
+def sampled_trace_id(said: str, bound: str) -> str:
+    """The id of a task's trace if that is sampled, else empty.
+
+    Args:
+        said: its client's ``traceparent``, valid, or else its own id.
+    """
+    if len(said) == _PARENT_LENGTH:
+        return said[3:35] if said[-1] == "1" else ""
+    digits = said.replace("-", "")
+    return digits if len(said) == _UUID_LENGTH and digits[-_RANDOM_DIGITS:] < bound else ""
 
 
 class _Said(msgspec.Struct):

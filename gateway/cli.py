@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import dataclasses
 import os
+import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
@@ -17,10 +18,14 @@ from backplane.errors import ConfigurationError, InvalidId, OrchestratorError
 from backplane.keys import TIERS
 
 _EXIT_CONFIG = 2
+_LISTENERS = ("gateway", "router", "demo-agent")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a console command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in _LISTENERS:
+        _be_deaf()
     parser = _parser()
     arguments = parser.parse_args(argv)
     try:
@@ -34,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status
+
+
+def _be_deaf() -> None:
+    """Ignore the signals of `backplane.log_level` until it listens to them: by default they end a process."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _parser() -> argparse.ArgumentParser:

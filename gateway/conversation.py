@@ -136,7 +136,7 @@ class Conversation:
         assert identity is not None
         try:
             self._authenticator.check(identity.grant)  # the token may have ended since the socket was opened
-            context = _context(connection, identity, message)
+            context = _context(identity, message)
         except ClientError as error:
             raise protocol.BadMessage(error, message.ref) from None
         self._begin(connection, message.ref, self._send(connection, identity, context, message))
@@ -283,13 +283,12 @@ class Conversation:
             )
 
 
-def _context(connection: Connection, identity: Identity, message: protocol.Chat) -> Context:
+def _context(identity: Identity, message: protocol.Chat) -> Context:
     agent_id = _agent_of(message, identity)
+    # Not the upgrade's: a proxy may add one to each, and all that is said for hours would be one trace.
     traceparent, tracestate = NO_TRACE
     if message.traceparent is not None:
         traceparent, tracestate = read_trace(message.traceparent, message.tracestate)
-    if traceparent is None:
-        traceparent, tracestate = connection.trace
     source = {"X-Request-Source": "websocket"}
     return Context(agent_id, traceparent=traceparent, headers=source, tracestate=tracestate)
 

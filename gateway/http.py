@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from backplane.errors import RedisUnavailable
-from backplane.log import get_logger
+from backplane.log import get_logger, mark_told
 from backplane.settings import Settings
 from gateway.errors import ClientError, redis_unavailable
 from gateway.problem import MEDIA_TYPE, problem_body, problem_headers
@@ -115,6 +115,7 @@ async def on_mistake(request: Request, error: Exception) -> Response:
     """Starlette's handler for what nobody expected; the traceback goes to the log, not to the client."""
     route = getattr(request.scope.get("route"), "path", None)
     get_logger(process="pod").error("request_failed", route=route, exc_info=error)
+    mark_told(error)  # Starlette raises it again for the server, which would tell it a second time
     return problem_response(ClientError(500, "internal_error", "a mistake of ours; it has been logged"))
 
 

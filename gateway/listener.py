@@ -43,7 +43,7 @@ class Listener(asyncio.Protocol):
         kind: what it is, for operators.
         gone_code: as which it counts if its client goes without a word.
         renewal: what its client does when its token has expired.
-        trace: of the request that opened it; what is said on it belongs there unless it says another.
+        trace: of the request that opened it, for log events; what is said on it is not of that trace.
     """
 
     __slots__ = (

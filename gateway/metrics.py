@@ -96,7 +96,11 @@ class PodMetrics:
         )
 
     def accepted(self, tier: str, took_s: float, trace_id: str) -> None:
-        """A message's action is in the queue."""
+        """A message's action is in the queue.
+
+        Args:
+            trace_id: empty if that trace has no spans.
+        """
         self._accept.of(tier).observe_traced(took_s, trace_id, time.time())
 
     def send_failed(self) -> None:
@@ -190,4 +194,4 @@ class PodMetrics:
             lambda: float(pod.health.draining),
         )
         stores = {"subscriptions": pod.feed, "commands": pod.commands}
-        return process_metrics(registry, "gateway", pod.health.problem, stores, pod.health.probes)
+        return process_metrics(registry, "gateway", pod.health.problem, stores, pod.health.probes, pod.tracer)

@@ -16,8 +16,8 @@ Generated from the code by `python -m gateway.metrics_reference`; do not edit.
 
 Pods answer `GET /metrics` at `ADMIN_PORT`, to whoever can reach it, or, if that is 0, at `PORT` to tokens of
 operators with the scope `stats`. Routers answer it at `ROUTER_PORT`. Prometheus gets its text format, or
-OpenMetrics with exemplars (trace ids) if it asks for that. The `process_*` metrics (CPU, memory, open files)
-are those of prometheus-client.
+OpenMetrics with exemplars (ids of sampled traces) if it asks for that. The `process_*` metrics (CPU, memory,
+open files) are those of prometheus-client.
 
 Clients cannot make time series: routes are templates, error and close codes come from closed lists, and
 tenants and agents have a label of their own only if they are among `METRICS_TOP_TENANTS` and

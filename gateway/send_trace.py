@@ -10,6 +10,7 @@ from backplane.settings import Settings
 from backplane.trace_context import (
     TraceContext,
     parse_traceparent,
+    resampled,
     sample_bound,
     span_of_task,
     traceparent_of_hex,
@@ -30,7 +31,7 @@ class SendTrace:
     """
 
     __slots__ = (
-        "_began_ns", "_context", "_events", "_identity", "_log", "_own", "_traces", "given", "task_id",
+        "_began_ns", "_context", "_events", "_identity", "_own", "_parent", "_traces", "given", "task_id",
         "traceparent",
     )  # fmt: skip
 
@@ -42,32 +43,47 @@ class SendTrace:
         self._own: TraceContext | None = None  # where there will be a span
         self.task_id = f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
         brought = context.traceparent
-        self.traceparent = traceparent_of_hex(digits, traces.bound) if brought is None else brought
+        if brought is None:
+            self.traceparent = traceparent_of_hex(digits, traces.bound)
+        else:
+            self.traceparent = brought if traces.trusting else resampled(brought, digits, traces.bound)
         if traces.tracer.on:
-            self._begin_span()
-        self.given = "" if brought is None else self.traceparent
-
-    def _begin_span(self) -> None:
-        parent = parse_traceparent(self.traceparent)
-        if parent is not None and parent.sampled:
-            self._own = parent.child(span_of_task(self.task_id))
-            self.traceparent = self._own.traceparent
             self._began_ns = time.time_ns()
             self._events: list[tuple[str, int]] = []
+            self._place_span(span_of_task(self.task_id))
+            if self._own is not None:
+                self.traceparent = self._own.traceparent
+        self.given = "" if brought is None else self.traceparent
+
+    def _place_span(self, span_id: str) -> None:
+        """Say where the span belongs, if there will be one."""
+        before = parse_traceparent(self.traceparent)
+        self._own = before.child(span_id) if before is not None and before.sampled else None
+        self._parent = None if before is None or before.span_id == span_id else before
 
     @property
     def trace_id(self) -> str:
         """32 hex digits."""
         return self.traceparent[3:35]
 
+    @property
+    def sampled_trace_id(self) -> str:
+        """The trace in which its span is found; empty if it has none."""
+        return "" if self._own is None else self._own.trace_id
+
     def became(self, task_id: str, given: str) -> None:
         """It is a task that was there already.
 
+        Its span hangs from that of the first send, unless its client has brought a trace where to find it.
+
         Args:
-            given: the trace that its client brought, or empty.
+            given: the trace that the first send's client brought, or empty.
         """
+        unused = span_of_task(self.task_id)
         self.task_id = task_id
         self.traceparent = given or traceparent_of_task(task_id, self._traces.bound) or ""
+        if self._traces.tracer.on and self._context.traceparent is None:
+            self._place_span(unused)
 
     def mark(self, event: str) -> None:
         """A step is done."""
@@ -118,10 +134,9 @@ class SendTrace:
             "orchestrator.agent_id": context.agent_id,
             **more,
         }
-        parent = parse_traceparent(context.traceparent)
         self._traces.tracer.record(
             Span(
-                "send", "producer", self._own, parent, self._began_ns, time.time_ns(), attributes,
+                "send", "producer", self._own, self._parent, self._began_ns, time.time_ns(), attributes,
                 self._events, error, context.tracestate or "",
             )
         )  # fmt: skip
@@ -138,6 +153,7 @@ class SendTraces:
         self.tracer = tracer
         self.log = log
         self.bound = sample_bound(settings.trace_sample_ratio)
+        self.trusting = settings.trace_clients == "trust"
 
     def begin(self, identity: Identity, context: Context) -> SendTrace:
         """A message has come; a task will be made of it, or not."""

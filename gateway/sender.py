@@ -104,7 +104,8 @@ class Sender:
         finally:
             self._metrics.count_send(identity.tenant_id, identity.tenant_tier, outcome)
             if outcome == "accepted" and accepted.answer["deadline_at"] is not None:  # else it is held
-                self._metrics.accepted(identity.tenant_tier, time.monotonic() - began, trace.trace_id)
+                took_s = time.monotonic() - began
+                self._metrics.accepted(identity.tenant_tier, took_s, trace.sampled_trace_id)
 
     def failed_before(self) -> None:
         """A message has come of which it could not be found out whose it is."""

@@ -27,6 +27,8 @@ end
 -- '' for what is of no task. `forced` entries end a task that is being cancelled; all others of such a task, or of one
 -- that has ended, come too late. `behind` is a task of which the log lacks something that Redis has: what it was asked,
 -- and what it reported last (see task_notes()).
+-- Of each that is not in the log now `counts.traces` gets '#' and its position, and why: 'duplicate', 'late', 'ignored'
+-- (a piece without use), or 'held' (see held_back()).
 -- Returns an error text instead of appending if the session's keys are of a wrong type. Types are tried by reads and
 -- by the first write, so that no group is left half written. A new epoch is that of the arguments, with `group` but
 -- for 1, so that no two sessions ever have the same one.
@@ -83,6 +85,11 @@ local function appender(lineage, at)
     local entries, scores, mine, segments, left_out = {}, {}, {}, {}, false
     local tasks = task_notes(task_prefix, base, epoch, now, task_kept, grace, show, every, counts)
     local streams = speech(task_prefix, base, now, task_kept, most_text)
+
+    local function leave_out(at, why)
+      counts.traces[#counts.traces + 1] = '#' .. ARGV[at]
+      counts.traces[#counts.traces + 1] = why
+    end
 
     local function enter(digest, body)
       mine[digest] = true
@@ -149,11 +156,13 @@ local function appender(lineage, at)
           tasks.note(task, kind, 'working#' .. string.match(detail, '%d+'), nil, begins)
         else
           counts.pieces_ignored = counts.pieces_ignored + 1
+          leave_out(at, 'ignored')
         end
       elseif digest == '' then
         segments[#segments + 1] = {'~', body}
       elseif known[i] or mine[digest] then
         counts.duplicates = counts.duplicates + 1
+        leave_out(at, 'duplicate')
         -- It is in the log; an error may have kept that from being noted with its task.
         if known[i] and kind == 't' then
           tasks.note(task, kind, detail, nil)
@@ -163,7 +172,9 @@ local function appender(lineage, at)
         end
       elseif kind ~= '' and not forced and tasks.is_late(task, kind, body) then
         counts.late = counts.late + 1
+        leave_out(at, 'late')
       elseif held_back(kind, task, detail, digest, body) then
+        leave_out(at, 'held')
         tasks.note(task, kind, detail, nil)
       else
         if kind ~= '' then

@@ -50,7 +50,7 @@ local NOTED_FIELDS = {
 --   repeated(task, detail): a report of it that is in the log: its time may go on all the same
 --   is_known(task), is_foreign(task): whether it has a record; whether that is of another session
 --   into `told.seen` goes what operators want to know: 'started' or how a task ended, ms since it was accepted, tier,
---   agent, and the trace's id (or its own, if nobody brought one)
+--   agent, and the client's traceparent (or its own id, if no client brought one)
 --   write(): writes all that was noted, once the entries stand; returns the tasks on which work has begun, and whether a
 --     router has to look at the list soon
 local function task_notes(prefix, base, epoch, now, kept, grace, show, every, told)
@@ -162,9 +162,8 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, to
   local function measure(what, task)
     local record = status_of(task)
     local after = math.max(0, now - tonumber(record[10] or now))
-    local trace = record[13] and string.sub(record[13], 4, 35) or string.gsub(task, '-', '')
     told.seen[#told.seen + 1] =
-      string.format('%s %.0f %s %s %s', what, after, record[11] or '', record[12] or '', trace)
+      string.format('%s %.0f %s %s %s', what, after, record[11] or '', record[12] or '', record[13] or task)
   end
 
   local function note(task, kind, detail, seq, begins)

@@ -17,7 +17,8 @@
 -- Returns {0} if the fence has moved, else
 --   {1, appended, duplicates, dead, dead letters dropped for room, publishes refused, late, pieces ignored,
 --   steps left out for newer ones, 1 if the tasks of the list have to be looked at soon, pieces of answers that were
---   published, what was seen of tasks (see task_notes()), {task, its client's traceparent, …} of entries that were put into that trace, callbacks…}.
+--   published, what was seen of tasks (see task_notes()), {task, its client's traceparent, …} of entries that were put
+--   into that trace and {'#position', why, …} of what is not in a log, callbacks…}.
 local list, fence, dead = KEYS[1], KEYS[2], KEYS[3]
 if (redis.call('GET', fence) or '') ~= ARGV[2] then return {0} end
 local taken = tonumber(ARGV[4])
@@ -48,7 +49,11 @@ for group = 1, tonumber(ARGV[23]) do
   local refused = append(KEYS[group + 3], at + 2, count, group)
   if refused then
     for i = 0, count - 1 do
-      if ARGV[at + 6 * i + 3] ~= '' then bury(tonumber(ARGV[at + 6 * i + 2]), 'session_unusable', refused) end
+      if ARGV[at + 6 * i + 3] ~= '' then
+        bury(tonumber(ARGV[at + 6 * i + 2]), 'session_unusable', refused)
+        counts.traces[#counts.traces + 1] = '#' .. ARGV[at + 6 * i + 2]
+        counts.traces[#counts.traces + 1] = 'dead'
+      end
     end
   end
   at = at + 1 + 6 * count

@@ -85,7 +85,7 @@ class Consumer:
             on_change=self._on_commands,
             on_failure=self._on_failure,
         )
-        self.metrics = RouterMetrics(settings)
+        self.metrics = RouterMetrics(settings, tracer)
         self.leases = Leases(self.commands, keys, router_id, settings.router_lease_s, self._on_view)
         self.deadlines = Deadlines(
             self.commands,

@@ -13,6 +13,8 @@ from backplane.named_metrics import NamedMetrics
 from backplane.process_metrics import EventLoopLag, process_metrics
 from backplane.router.dispatch import REASONS
 from backplane.settings import Settings
+from backplane.trace_context import sample_bound, sampled_trace_id
+from backplane.tracing import NO_TRACER, Tracer
 
 if TYPE_CHECKING:
     from backplane.router.consumer import Consumer
@@ -60,14 +62,19 @@ _COUNTS = (
 class RouterMetrics:
     """A router's instruments.
 
+    Args:
+        tracer: gets the spans of what is measured; without one no trace can be looked up.
+
     Attributes:
         wait: from a callback's push to its entry in the log.
         transfer: of a batch.
         lateness: of timeouts.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: Tracer = NO_TRACER) -> None:
         self._actions_max = settings.actions_queue_max
+        self._tracer = tracer
+        self._sampled = sample_bound(settings.trace_sample_ratio)
         self.registry = registry = Registry()
         self.wait = registry.histogram(
             "orchestrator_callback_wait_seconds",
@@ -114,7 +121,8 @@ class RouterMetrics:
     def note(self, tenant_id: str, told: list[bytes]) -> None:
         """What the transfer script has seen of tasks (see `_task.lua`)."""
         for line in told:
-            what, ms, tier, agent_id, trace_id = line.decode().split(" ", 4)
+            what, ms, tier, agent_id, trace = line.decode().split(" ", 4)
+            trace_id = sampled_trace_id(trace, self._sampled) if self._tracer.on else ""
             after_s, now = int(ms) / 1000, time.time()
             if what == "started":
                 self._first_word.of(tier).observe_traced(after_s, trace_id, now)
@@ -156,7 +164,7 @@ class RouterMetrics:
             lambda: {} if depths.dead_letters is None else float(depths.dead_letters),
         )  # fmt: skip
         stores = {"transfers": consumer.store, "commands": consumer.commands}
-        return process_metrics(registry, "router", consumer.problem, stores, consumer.probes)
+        return process_metrics(registry, "router", consumer.problem, stores, consumer.probes, self._tracer)
 
 
 def _read(consumer: Consumer, attribute: str) -> float:

@@ -105,7 +105,7 @@ class Transfer:
         tracer: Tracer = NO_TRACER,
         metrics: RouterMetrics | None = None,
     ) -> None:
-        self._metrics = metrics or RouterMetrics(settings)
+        self._metrics = metrics or RouterMetrics(settings, tracer)
         self._on_due = on_due
         self._watch = TransferWatch(tracer, log)
         self._store = store
@@ -209,10 +209,11 @@ class Transfer:
     ) -> tuple[list[Any], int]:
         now = time.time()
         moves = judge(waiting, tenant_id, timestamp(now), int(self._take[2]), self._sampled)
-        watched = self._watch.begin(tenant_id, moves.sessions, waiting) if self._watch.on else None
         keys, names = self._keys, [callback_list, self._keys.fence(callback_list)]
         if keys.is_spread(tenant_id) or keys.number_of(callback_list.encode()):
             await self._send_on(moves, callback_list, tenant_id, waiting)
+        # Behind that: what was sent on is told by the router that moves it into a log.
+        watched = self._watch.begin(tenant_id, moves.sessions, waiting) if self._watch.on else None
         names.append(keys.dead_letters(callback_list))
         args: list[Argument] = [fence, new_fence, len(waiting), *(self._take if more else (0, 0, 0))]
         args += (*self._kept, *self._appending.arguments(callback_list, now))

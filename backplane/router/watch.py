@@ -25,6 +25,7 @@ from backplane.trace_context import (
 from backplane.tracing import Span, Tracer
 from backplane.wire import Argument
 
+_NOT_MOVED = frozenset({"duplicate", "late", "ignored", "dead"})
 _KINDS = {"t": "end", "p": "progress", "c": "piece", "": "event"}
 _BODY = 2
 
@@ -33,10 +34,12 @@ class _Seen(NamedTuple):
     """One callback that is being moved.
 
     Attributes:
+        position: in the batch.
         before: where it comes from, as it says or as its task's id does; None if it has no trace.
         span_id: of its own span; empty if its message does not name it.
     """
 
+    position: int
     session_id: str
     kind: str
     task_id: str
@@ -97,22 +100,26 @@ class Watched:
         """It was.
 
         Args:
-            traces: tasks and their clients' traceparents, by turns.
+            traces: by turns tasks and their clients' traceparents, or ``#`` with the position of what did not
+                get into a log and why (see `_append.lua`).
         """
         told = [part.decode() for part in traces]
         given = dict(zip(told[::2], told[1::2], strict=True))
         ended_ns = time.time_ns()
         for seen in self._seen:
             before = _from(seen, given.get(seen.task_id))
+            outcome = given.get(f"#{seen.position}", "streamed" if seen.kind == "c" else "appended")
             if LEVEL.debug:
-                self._tell(seen, before)
-            if seen.span_id and before is not None and before.sampled:
+                self._tell(seen, before, outcome)
+            # A copy's span would have the id of the first one's.
+            if seen.span_id and before is not None and before.sampled and outcome not in _NOT_MOVED:
                 self._record(callback_list, seen, before, ended_ns)
 
-    def _tell(self, seen: _Seen, before: TraceContext | None) -> None:
+    def _tell(self, seen: _Seen, before: TraceContext | None, outcome: str) -> None:
         self._watch.log.debug(
-            "callback_appended",
+            "callback_moved",
             kind=_KINDS[seen.kind],
+            outcome=outcome,
             tenant_id=self._tenant_id,
             session_id=seen.session_id,
             task_id=seen.task_id or None,
@@ -153,7 +160,7 @@ def _see(
     if kind == "c" and LEVEL.debug:  # its message has no place for a trace
         before = passed_on(waiting[int(position)]) or of_task(str(task_id))
     shown = detail.decode() if isinstance(detail, bytes) else str(detail)
-    return _Seen(session_id, str(kind), str(task_id), shown, before, span_id)
+    return _Seen(int(position), session_id, str(kind), str(task_id), shown, before, span_id)
 
 
 def _from(seen: _Seen, given: str | None) -> TraceContext | None:

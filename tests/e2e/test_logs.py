@@ -132,7 +132,7 @@ def test_no_secret_is_logged(running: Traced) -> None:
     }
     assert events >= {
         "connection_opened", "connection_closed", "message_accepted", "message_refused", "action_pushed",
-        "message_delivered", "callback_appended", "callbacks_unusable", "action_unreadable", "socket_refused",
+        "message_delivered", "callback_moved", "callbacks_unusable", "action_unreadable", "socket_refused",
         "http_request", "action_taken",
     }  # fmt: skip
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
 from backplane.log import LEVEL, get_logger
+from backplane.router.metrics import RouterMetrics
 from backplane.router.transfer import Transfer
 from backplane.store import Store
 from backplane.task import Duplicate, send_name
 from backplane.trace_context import TraceContext, of_task, parse_traceparent
-from tests.integration.tasks import OVER_S, World
+from tests.integration.tasks import OVER_S, SETTINGS, World
 from tests.support.spans import Spans
 
 NAME = send_name("key", "s-1", "n")
@@ -177,6 +179,98 @@ async def test_callbacks_in_the_log_of_events(
         monkeypatch.setattr(LEVEL, "number", 10)
         monkeypatch.setattr(LEVEL, "debug", True)
         await world.answer(task_id)
-    assert [(event["event"], event["kind"], event["trace_id"]) for event in logs] == [
-        ("callback_appended", "end", CLIENTS.trace_id)
+    assert [(event["event"], event["kind"], event["outcome"], event["trace_id"]) for event in logs] == [
+        ("callback_moved", "end", "appended", CLIENTS.trace_id)
     ]
+
+
+async def test_what_does_not_get_into_the_log(
+    world: World, task_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies, late callbacks and useless pieces are told as that, and have no span: it could be a second one
+    of the same id."""
+    spans = watched(world)
+    monkeypatch.setattr(LEVEL, "number", 10)
+    monkeypatch.setattr(LEVEL, "debug", True)
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    with capture_logs() as logs:
+        for _ in range(2):
+            await world.say(task_id, action_type="execution.chunk", data={"delta": "a", "offset": 0})
+            await world.move()
+        await world.report(task_id, step="thinking", progress=0.1)
+        await world.report(task_id, step="thinking", progress=0.2)
+        for _ in range(2):
+            await world.answer(task_id, action_id="one")
+        await world.answer(task_id, action_id="another")
+    assert [(event["kind"], event["outcome"]) for event in logs if event["event"] == "callback_moved"] == [
+        ("piece", "streamed"),
+        ("piece", "ignored"),
+        ("progress", "appended"),
+        ("progress", "held"),
+        ("end", "appended"),
+        ("end", "duplicate"),
+        ("end", "late"),
+    ]
+    kinds = [span.attributes["orchestrator.callback_kind"] for span in spans.spans]
+    assert kinds == ["progress", "progress", "end"]
+    assert len({span.own.span_id for span in spans.spans}) == 3
+
+
+async def test_a_session_that_cannot_be_used(
+    world: World, task_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is for it is told as the dead letter that it is."""
+    spans = watched(world)
+    monkeypatch.setattr(LEVEL, "debug", True)
+    monkeypatch.setattr(LEVEL, "number", 10)
+    await world.begin(task_id, traceparent=CLIENTS.traceparent)
+    await world.store.call("SET", world.keys.session(world.list, "s-1") + ":log", "no list")
+    with capture_logs() as logs:
+        await world.answer(task_id)
+    assert [event["outcome"] for event in logs if event["event"] == "callback_moved"] == ["dead"]
+    assert not spans.spans
+
+
+async def test_what_is_sent_on_to_another_list(store: Store, task_id: str) -> None:
+    """Is told where it gets into a log, and only there."""
+    world = World(store, replace(SETTINGS, callback_lists="acme=4", trace_sample_ratio=1.0))
+    spans = watched(world)
+    sessions = (f"s-{n}" for n in range(100))
+    session, home = next(
+        (name, home) for name in sessions if (home := world.keys.callbacks_of("acme", name)) != world.list
+    )
+    await world.answer(task_id, session=session)
+    assert world.transfer.counts.sent_on == 1
+    assert not spans.spans
+    await world.transfer.drain(home, "acme", 1)
+    assert [span.attributes["messaging.destination.name"] for span in spans.spans] == [home]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "given", "on", "found"),
+    [
+        (0.0, CLIENTS, True, "clients"),
+        (1.0, CLIENTS._replace(sampled=False), True, ""),
+        (1.0, None, True, "tasks"),
+        (0.0, None, True, ""),
+        (1.0, CLIENTS, False, ""),
+    ],
+)
+async def test_an_exemplar_names_a_trace_that_is_there(
+    store: Store, task_id: str, ratio: float, given: TraceContext | None, on: bool, found: str
+) -> None:
+    """The times of tasks are counted; a trace is named only if it is sampled and somebody has its spans."""
+    world = World(store, replace(SETTINGS, trace_sample_ratio=ratio))
+    tracer = Spans()
+    tracer.on = on
+    metrics = RouterMetrics(world.settings, tracer)
+    world.transfer = Transfer(
+        store, store, world.keys, world.settings, get_logger(), tracer=tracer, metrics=metrics
+    )
+    await world.begin(task_id, **({} if given is None else {"traceparent": given.traceparent}))
+    await world.answer(task_id)
+    wanted = {"clients": [CLIENTS.trace_id], "tasks": [task_id.replace("-", "")], "": []}[found]
+    for family in (metrics._first_word, metrics._duration):
+        [times] = family.members.values()
+        assert sum(times.counts) == 1
+        assert [one.trace_id for one in times.exemplars.values()] == wanted

@@ -255,7 +255,21 @@ async def test_a_callback_twice_in_a_batch_is_one_entry(
     """The AES sent it twice before the router looked."""
     push(redis_client, "a", "a", "b")
     triples = [(0, b"A", entry("a")), (1, b"A", entry("a")), (2, b"B", entry("b"))]
-    assert await Move({session(): triples}).run(link) == [1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await Move({session(): triples}).run(link) == [
+        1,
+        2,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        [],
+        [b"#1", b"duplicate"],
+    ]
     assert log_of(redis_client) == [entry("a"), entry("b")]
     assert heard.all() == [b"e1:1\n" + entry("a") + b"\n" + entry("b")]
     assert redis_client.llen(LIST) == 0
@@ -269,7 +283,21 @@ async def test_a_callback_again_in_a_later_batch_is_no_entry(
     await Move({session(): appends([entry("a"), entry("b")])}).run(link)
     push(redis_client, "a", "c", "b")
     again = Move({session(): appends([entry("a"), entry("c"), entry("b")])}, fence="f1", new_fence="f2")
-    assert await again.run(link) == [1, 1, 2, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await again.run(link) == [
+        1,
+        1,
+        2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        [],
+        [b"#0", b"duplicate", b"#2", b"duplicate"],
+    ]
     assert log_of(redis_client) == [entry("a"), entry("b"), entry("c")]
     assert heard.all()[1:] == [b"e1:3\n" + entry("c")]
     assert redis_client.llen(LIST) == 0
@@ -284,7 +312,7 @@ async def test_duplicates_alone_leave_the_log_as_it_is(
     heard.all()
     push(redis_client, "a")
     again = Move({session(): appends([entry("a")])}, fence="f1", new_fence="f2")
-    assert await again.run(link) == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert await again.run(link) == [1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, [], [b"#0", b"duplicate"]]
     assert heard.all() == []
     assert record(redis_client)["h"] == "1"
 
@@ -387,7 +415,7 @@ async def test_a_session_whose_keys_hold_something_else(
         session("s-2"): [(1, b"X", entry("x"))],
     }
     reply = await Move(sessions, dead=[(4, "not_json", "why")]).run(link)
-    assert reply == [1, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, [], []]
+    assert reply == [1, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, [], [b"#0", b"dead", b"#2", b"dead"]]
     buried = [(letter[b"reason"], letter[b"raw"]) for letter in letters(redis_client)]
     assert buried == [
         (b"session_unusable", b"raw a"),

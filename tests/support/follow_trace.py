@@ -25,7 +25,8 @@ from tests.support.talk import open_socket, receive
 
 WAYS = ("http", "events", "socket", "upgrade")
 """``http``: sent by HTTP, heard on a socket; ``events``: heard on an event stream; ``socket``: both on a
-socket, the trace in the message; ``upgrade``: the same, the trace in the request that opened the socket."""
+socket, the trace in the message; ``upgrade``: the same, with a trace in the request that opened the socket,
+which is not the message's."""
 
 CLIENTS = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
 _STATE = "vendor=of-the-client"
@@ -159,9 +160,9 @@ class Followed:
             ("pod", "message_accepted", None),
             ("demo", "action_taken", None),
             ("demo", "callback_pushed", None),
-            ("router", "callback_appended", "progress"),
-            ("router", "callback_appended", "piece"),
-            ("router", "callback_appended", "end"),
+            ("router", "callback_moved", "progress"),
+            ("router", "callback_moved", "piece"),
+            ("router", "callback_moved", "end"),
             ("pod", "message_delivered", None),
         ]
         assert not [one for one in wanted if one not in told], told
@@ -173,7 +174,7 @@ class Followed:
         spans = {
             ("action_pushed", None): "send",
             ("action_taken", None): "run",
-            ("callback_appended", "end"): "callback",
+            ("callback_moved", "end"): "callback",
             ("message_delivered", "agent_response"): "deliver",
         }
         chain = {span.name: span for span in self.chain}
@@ -210,9 +211,10 @@ def follow(cluster: Traced, collector: Collector, way: str, *, given: bool) -> F
         way: of `WAYS`.
         given: the client brings a trace.
     """
-    trace = CLIENTS._replace(trace_id=f"{WAYS.index(way) + 1:032x}") if given else None
+    brought = CLIENTS._replace(trace_id=f"{WAYS.index(way) + 1:032x}") if given else None
+    trace = None if way == "upgrade" else brought
     session_id = f"{way}-{'given' if given else 'own'}"
-    headers = {} if trace is None else {"traceparent": trace.traceparent, "tracestate": _STATE}
+    headers = {} if brought is None else {"traceparent": brought.traceparent, "tracestate": _STATE}
     if way == "events":
         path = events_path(session_id, stream="1")
         with Stream(cluster.pods[1].port, path) as stream:

@@ -331,3 +331,20 @@ def test_a_stuck_pipe_does_not_keep_a_process() -> None:
     with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE) as process:
         assert process.wait(30) == 0
         assert time.monotonic() - began > 1.5  # else nothing was stuck
+
+
+CLOSED = """
+from backplane.log import OUTPUT, configure, get_logger
+configure("info", "auto")
+log = get_logger()
+for n in range(5): log.info("pod_started", n=n)
+OUTPUT._writer.flush(10)
+raise SystemExit(OUTPUT.dropped)
+"""
+
+
+def test_a_process_without_stdout() -> None:
+    """It runs; what it would have written is counted as dropped."""
+    command = ["/bin/sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", CLOSED]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (5, "")

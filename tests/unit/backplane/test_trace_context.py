@@ -24,6 +24,7 @@ from backplane.trace_context import (
     passed_on,
     read_trace,
     sample_bound,
+    sampled_trace_id,
     span_of_task,
     trace_of,
     traceparent_of_task,
@@ -134,6 +135,22 @@ def test_which_tasks_are_sampled() -> None:
     with_less = {task for task in tasks if str(traceparent_of_task(task, sample_bound(0.1)))[-1] == "1"}
     with_more = {task for task in tasks if str(traceparent_of_task(task, sample_bound(0.5)))[-1] == "1"}
     assert with_less < with_more
+
+
+@pytest.mark.parametrize(
+    ("said", "ratio", "found"),
+    [
+        (PARENT, 0, TRACE),
+        (f"00-{TRACE}-{SPAN}-00", 1, ""),
+        (TASK, 1, TASK.replace("-", "")),
+        (TASK, 0, ""),
+        ("t-1", 1, ""),
+        ("", 1, ""),
+    ],
+)
+def test_a_trace_that_can_be_looked_up(said: str, ratio: float, found: str) -> None:
+    """A client's says itself whether it is sampled, of a task's own the ratio decides."""
+    assert sampled_trace_id(said, sample_bound(ratio)) == found
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from structlog.testing import capture_logs
 
-from backplane import tracing
+from backplane import otel_tracer, tracing
 from backplane.errors import ConfigurationError
 from backplane.log import get_logger
 from backplane.settings import Settings
@@ -17,6 +21,7 @@ from tests.support.otlp import Collector
 
 OWN = TraceContext("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", sampled=True)
 PARENT = OWN.child("a" * 16)
+PATIENCE_S = 10.0
 VARIABLES = (
     "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED",
     "OTEL_SERVICE_NAME",
@@ -106,3 +111,54 @@ async def test_a_service_may_have_another_name(monkeypatch: pytest.MonkeyPatch) 
         tracer.record(span())
         await tracer.close()
     assert collector.spans[0].service == "chat"
+
+
+class Held(SpanExporter):
+    """Sends nothing before it is let go on."""
+
+    def __init__(self, result: SpanExportResult | None) -> None:
+        self.result = result
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.sent = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE_S)
+        if self.result is None:
+            raise ConnectionError
+        self.sent += len(spans)
+        return self.result
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+@pytest.mark.parametrize("result", [*SpanExportResult, None])
+async def test_what_is_dropped_is_counted(
+    monkeypatch: pytest.MonkeyPatch, result: SpanExportResult | None
+) -> None:
+    """What does not fit into the queue is not made, and what the collector does not take counts, too."""
+    for name, value in (("MAX_QUEUE_SIZE", 10), ("MAX_EXPORT_BATCH_SIZE", 10), ("SCHEDULE_DELAY", 600_000)):
+        monkeypatch.setenv(f"OTEL_BSP_{name}", str(value))
+    exporter = Held(result)
+    monkeypatch.setattr(otel_tracer, "OTLPSpanExporter", lambda _endpoint: exporter)
+    tracer = opened(otlp_endpoint="http://127.0.0.1:9")
+    for _ in range(10):
+        tracer.record(span())
+    assert exporter.begun.wait(PATIENCE_S)
+    for _ in range(15):
+        tracer.record(span())
+    assert tracer.dropped == 5
+    exporter.go_on.set()
+    await tracer.close()
+    assert tracer.dropped == (5 if result is SpanExportResult.SUCCESS else 25)
+    assert exporter.sent == (0 if result is None else 20)
+
+
+@pytest.mark.parametrize(("said", "most"), [("7000", 7000), ("many", 2048)])
+def test_the_queues_size(monkeypatch: pytest.MonkeyPatch, said: str, most: int) -> None:
+    """Is as the standard variable says, or OpenTelemetry's default."""
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", said)
+    assert otel_tracer._queue_size() == most
+    monkeypatch.delenv("OTEL_BSP_MAX_QUEUE_SIZE")
+    assert otel_tracer._queue_size() == 2048

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -288,3 +291,23 @@ def test_help(console: Console) -> None:
     assert status == 0
     for name in (*COMMANDS, "dev", "chat", "version"):
         assert f"\n    {name}" in out
+
+
+EARLY = """
+import os, signal
+for number in (signal.SIGUSR1, signal.SIGUSR2): signal.signal(number, signal.SIG_DFL)
+from gateway import cli
+def settings(_arguments):
+    os.kill(os.getpid(), signal.{signal})
+    os._exit(7)
+cli._settings = settings
+cli.main(["{process}"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("process", ["gateway", "router", "demo-agent"])
+def test_a_signal_before_the_process_listens(process: str, number: signal.Signals) -> None:
+    """Whoever changes all processes' level does not end the one that is just starting."""
+    program = EARLY.format(process=process, signal=number.name)
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from backplane.errors import QueueFull, RedisUnavailable
+from backplane.log import _Libraries
 from backplane.rate_limiter import Charged, Standing
 from gateway.tokens import issue_token
 from tests.unit.gateway.web import (
@@ -112,7 +114,7 @@ async def test_headers_of_a_send(pod: StubPod, client: httpx.AsyncClient) -> Non
     assert action["timeout"] == 7
     assert action["metadata"]["user_id"] == "ann@example.org"
     assert action["metadata"]["conversation_id"] == "c-1"
-    assert action["metadata"]["traceparent"] == TRACE
+    assert action["metadata"]["traceparent"][:-2] == TRACE[:-2]  # what its flags say is ours
     assert action["metadata"]["headers"] == {
         "X-Request-Source": "app",
         "X-Client-Version": "v" * 256,
@@ -400,6 +402,21 @@ async def test_a_mistake_of_ours(pod: StubPod, client: httpx.AsyncClient) -> Non
     assert "secret" not in response.text
     assert [(event["event"], event["route"]) for event in logs] == [("request_failed", "/api/chat/send")]
     assert isinstance(logs[0]["exc_info"], ZeroDivisionError)
+
+
+async def test_a_mistake_is_told_once(pod: StubPod, client: httpx.AsyncClient) -> None:
+    """The server gets the exception, too, and says so to its own logger; another error only it tells."""
+    pod.queue.refusal = ZeroDivisionError("something secret")
+    with capture_logs() as logs:
+        await send(client)
+        [error] = [event["exc_info"] for event in logs]
+        for passed_on in (error, ZeroDivisionError("another")):
+            record = logging.LogRecord(
+                "uvicorn.error", logging.ERROR, "", 0, "Exception in ASGI application\n", (), None
+            )
+            record.exc_info = (type(passed_on), passed_on, None)
+            _Libraries().emit(record)
+    assert [event["event"] for event in logs] == ["request_failed", "library_error"]
 
 
 # Health.

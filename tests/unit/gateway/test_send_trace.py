@@ -9,10 +9,12 @@ import pytest
 
 from backplane.errors import QueueFull
 from backplane.log import LEVEL
+from backplane.settings import Settings
 from backplane.trace_context import TraceContext, of_task, parse_traceparent, sample_bound
 from gateway.chat import ChatBody, Context
 from gateway.errors import ClientError
 from gateway.identity import ANYONE, Identity
+from gateway.metrics import PodMetrics
 from gateway.send_trace import SendTraces
 from tests.support.spans import Spans
 from tests.unit.gateway.fakes import settle
@@ -26,10 +28,10 @@ WHOSE = Identity("acme", "free", "s-1", "ann", None, ANYONE)
 
 
 class World:
-    """A pod that sends, and keeps its spans and log events."""
+    """A pod that sends, and keeps its spans and log events; it samples no trace of its own unless told to."""
 
     def __init__(self, **settings: Any) -> None:
-        self.pod = StubPod(**settings)
+        self.pod = StubPod(**{"trace_sample_ratio": 0.0, "trace_clients": "trust", **settings})
         self.spans = Spans()
         logger = self.pod.logger.as_logger()
         self.traces = self.pod.sender._traces = SendTraces(self.pod.settings, self.spans, logger)
@@ -86,6 +88,33 @@ async def test_a_clients_trace(world: World) -> None:
     assert json.loads(world.pod.queue.pushed[0][1])["metadata"]["tracestate"] == "a=1"
 
 
+@pytest.mark.parametrize("said", [CLIENTS, UPGRADE])
+@pytest.mark.parametrize(("ratio", "spans"), [(0.0, 0), (1.0, 1)])
+async def test_a_client_that_is_not_trusted(said: TraceContext, ratio: float, spans: int) -> None:
+    """Is in its own trace all the same, but whether that is sampled is not for it to say."""
+    world = World(trace_clients="resample", trace_sample_ratio=ratio)
+    answer = await world.send(said)
+    assert answer["trace_id"] == said.trace_id
+    assert len(world.spans.spans) == spans
+    told = world.told()
+    assert told is not None
+    assert (told.trace_id, told.sampled) == (said.trace_id, bool(spans))
+    assert world.record(answer["task_id"])["traceparent"] == told.traceparent
+
+
+async def test_a_trace_that_is_used_again_and_again() -> None:
+    """Whoever has found one that is sampled does not have all his sends sampled by it."""
+    world = World(trace_clients="resample", trace_sample_ratio=0.5)
+    for _ in range(40):
+        await world.send(CLIENTS)
+    assert 0 < len(world.spans.spans) < 40
+
+
+def test_clients_are_not_trusted_by_default() -> None:
+    """Spans cost, and anybody can send a header."""
+    assert Settings().trace_clients == "resample"
+
+
 @pytest.mark.parametrize("on", [True, False])
 async def test_a_clients_trace_without_a_span(world: World, on: bool) -> None:
     """If it is not sampled, or nobody collects spans, it goes on as it came."""
@@ -108,6 +137,37 @@ async def test_a_send_again(world: World) -> None:
     assert world.told() == told
     without = await world.send(idempotency_key="k")
     assert without["trace_id"] == CLIENTS.trace_id
+
+
+@pytest.mark.parametrize("given", [True, False])
+async def test_the_span_of_a_send_again(given: bool) -> None:
+    """It hangs from the first one's, in whose trace operators look; it has an id of its own."""
+    world = World(trace_sample_ratio=1.0)
+    first = await world.send(CLIENTS if given else None, idempotency_key="k")
+    again = await world.send(idempotency_key="k")
+    before, after = world.spans.spans
+    assert after.parent == before.own
+    assert after.own.trace_id == first["trace_id"] == again["trace_id"]
+    assert after.own.span_id != before.own.span_id
+    assert after.attributes.items() >= {
+        "orchestrator.task_id": first["task_id"], "orchestrator.duplicate": True,
+    }.items()  # fmt: skip
+
+
+async def test_the_span_of_a_send_again_in_another_trace(world: World) -> None:
+    """Its client has brought that one, and finds it there."""
+    first = await world.send(idempotency_key="k")
+    await world.send(CLIENTS, idempotency_key="k")
+    [span] = world.spans.spans
+    assert (span.parent, span.attributes["orchestrator.task_id"]) == (CLIENTS, first["task_id"])
+
+
+async def test_a_send_again_of_one_that_is_not_sampled(world: World) -> None:
+    """Is in a trace without spans, even if what would have been its own trace is sampled."""
+    await world.send(UPGRADE, idempotency_key="k")
+    world.traces.bound = sample_bound(1)
+    await world.send(idempotency_key="k")
+    assert not world.spans.spans
 
 
 async def test_a_send_that_is_refused(world: World) -> None:
@@ -133,12 +193,27 @@ async def test_log_events_of_a_send(world: World, monkeypatch: pytest.MonkeyPatc
         }.items()  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("trace", "on", "found"), [(CLIENTS, True, True), (CLIENTS, False, False), (UPGRADE, True, False)]
+)
+async def test_an_exemplar_names_a_trace_that_is_there(
+    world: World, trace: TraceContext, on: bool, found: bool
+) -> None:
+    """The time of a send is counted; its trace is named only if somebody has its spans."""
+    world.spans.on = on
+    metrics = world.pod.sender._metrics = PodMetrics(world.pod.settings)
+    await world.send(trace)
+    [time_s] = metrics._accept.members.values()
+    assert sum(time_s.counts) == 1
+    assert [one.trace_id for one in time_s.exemplars.values()] == [trace.trace_id] * found
+
+
 # Where clients say it.
 
 
 async def test_headers_of_a_send() -> None:
     """Two traceparents are none; a state without a parent is none; several states are one."""
-    pod = StubPod()
+    pod = StubPod(trace_clients="trust")
     async with client_of(pod) as client:
         await send(client, traceparent=CLIENTS.traceparent, tracestate="a=1, b=2")
         await send(client, tracestate="a=1")
@@ -153,24 +228,26 @@ async def test_headers_of_a_send() -> None:
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ({}, UPGRADE),
+        ({}, None),
         ({"traceparent": CLIENTS.traceparent, "tracestate": "a=1"}, CLIENTS),
-        ({"traceparent": "nonsense"}, UPGRADE),
-        ({"traceparent": {"deep": [1]}, "tracestate": 7}, UPGRADE),
+        ({"traceparent": "nonsense"}, None),
+        ({"traceparent": {"deep": [1]}, "tracestate": 7}, None),
     ],
 )
-async def test_a_message_on_a_socket(said: dict[str, Any], expected: TraceContext) -> None:
-    """Its own trace counts, else that of the request that opened the socket."""
-    pod = Pod()
+async def test_a_message_on_a_socket(said: dict[str, Any], expected: TraceContext | None) -> None:
+    """Only its own trace counts, not that of the request that opened the socket, which is all messages'."""
+    pod = Pod(trace_clients="trust")
     client = pod.asks(f"/ws/s-1?{WHO}&agent_id=sales", traceparent=UPGRADE.traceparent, tracestate="u=1")
     await settle()
     client.say(type="chat", message="hello", ref=1, **said)
     await settle()
     [action] = pod.queue.actions
-    assert parse_traceparent(action["metadata"]["traceparent"]) == expected
-    assert action["metadata"]["tracestate"] == ("a=1" if expected == CLIENTS else "u=1")
+    trace = expected or of_task(action["task_id"])
+    assert trace is not None
+    assert parse_traceparent(action["metadata"]["traceparent"]) == trace
+    assert action["metadata"].get("tracestate") == ("a=1" if expected == CLIENTS else None)
     ack = client.messages[-1]
-    assert (ack["type"], ack["data"]["trace_id"]) == ("ack", expected.trace_id)
+    assert (ack["type"], ack["data"]["trace_id"]) == ("ack", trace.trace_id)
 
 
 async def test_what_a_user_says_is_in_the_log_with_its_trace(world: World) -> None:
