@@ -128,10 +128,14 @@ def span_of_task(task_id: str) -> str:
     return task_id[-17:].replace("-", "")
 
 
+NULL = msgspec.Raw(b"null")
+"""What a callback's field is that is not there."""
+
+
 class _Said(msgspec.Struct):
     traceparent: Any = None
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
-    queue_metadata: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: msgspec.Raw = NULL
+    queue_metadata: msgspec.Raw = NULL
 
 
 _decode_said = msgspec.json.Decoder(_Said).decode
@@ -143,13 +147,22 @@ def trace_of(said: bytes | msgspec.Raw) -> TraceContext | None:
     return None if found is None else parse_traceparent(found.traceparent)
 
 
+def first_trace(metadata: msgspec.Raw, own: Any, queue_metadata: msgspec.Raw) -> TraceContext | None:
+    """The first valid ``traceparent`` of the three that a callback may have; most have none."""
+    found = None
+    if metadata is not NULL and b"traceparent" in bytes(metadata):  # else there is nothing to decode
+        found = trace_of(metadata)
+    if found is None and own is not None:
+        found = parse_traceparent(own)
+    if found is None and queue_metadata is not NULL and b"traceparent" in bytes(queue_metadata):
+        found = trace_of(queue_metadata)
+    return found
+
+
 def passed_on(callback: bytes) -> TraceContext | None:
-    """The first valid ``traceparent`` of those that a callback has."""
+    """The same, of a callback as it came."""
     found = _read(callback)
-    if found is None:
-        return None
-    own = parse_traceparent(found.traceparent)
-    return trace_of(found.metadata) or own or trace_of(found.queue_metadata)
+    return None if found is None else first_trace(found.metadata, found.traceparent, found.queue_metadata)
 
 
 def _read(said: bytes | msgspec.Raw) -> _Said | None:
