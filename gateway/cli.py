@@ -83,6 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     letters.add_argument("--tenant", help="of list: only this tenant's")
     letters.add_argument("--limit", type=int, default=50, help="of list: how many at most (default 50)")
 
+    probe = _command(commands, "probe", _probe, "ask a pod or router of this machine whether it lives")
+    probe.add_argument(
+        "process",
+        nargs="?",
+        choices=("gateway", "router"),
+        help="at PORT or at ROUTER_PORT; without it: whichever listens",
+    )
+    probe.add_argument("--ready", action="store_true", help="whether it is ready (/readyz, not /livez)")
+    probe.add_argument(
+        "--timeout-s", type=float, default=3.0, metavar="S", help="for the answer (default 3 s)"
+    )
+
     check = _command(commands, "check-config", _check_config, "read the settings and say what is wrong")
     check.add_argument("--reference", action="store_true", help="print the settings' reference page instead")
     _command(commands, "version", _version, "print the version")
@@ -216,6 +228,18 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
             limit=arguments.limit,
         )
     )
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from gateway.probe import run_probe
+
+    try:
+        loaded = _settings(arguments)
+        print(run_probe(loaded, arguments.process, ready=arguments.ready, timeout_s=arguments.timeout_s))
+    except OrchestratorError as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return 1  # also for a bad setting: Docker keeps 2 of a health check for itself
+    return 0
 
 
 def _check_config(arguments: argparse.Namespace) -> int:

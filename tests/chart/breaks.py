@@ -155,6 +155,13 @@ TEMPLATES = (
         edit=("templates/services.yaml", "targetPort: http", "targetPort: web"),
     ),
     Break(
+        "a job for each kind of process",
+        "ports",
+        "rules take one job",
+        _FILES["monitoring"],
+        edit=("templates/monitors.yaml", "  jobLabel: app.kubernetes.io/instance\n", ""),
+    ),
+    Break(
         "a policy for a port that is not there",
         "ports",
         "no port health",

@@ -1,6 +1,6 @@
-"""What of the chart is made from elsewhere: settings in the schema, and the table of values in the README.
+"""What of the chart is made from elsewhere: settings in the schema, the README's table of values, dashboards.
 
-``python -m tests.chart.generate`` writes both; a test compares.
+``python -m tests.chart.generate`` writes them; tests compare.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from backplane.settings import Settings
+from tests.chart.dashboards import DASHBOARDS
 from tests.chart.rendering import CHART
 
 OWN = {
@@ -133,14 +134,22 @@ def readme() -> str:
     return before + "\n".join([BEGIN, *lines, END]) + after
 
 
+def dashboards() -> dict[str, str]:
+    """The text of each dashboard, by the name of its file."""
+    drawn = {f"{each.name}.json": each.drawn() for each in DASHBOARDS}
+    return {name: json.dumps(told, indent=1, ensure_ascii=False) + "\n" for name, told in drawn.items()}
+
+
 def _shown(default: Any) -> str:
     return json.dumps(default, ensure_ascii=False)
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     (CHART / "values.schema.json").write_text(schema(), "utf-8")
     (CHART / "README.md").write_text(readme(), "utf-8")
+    for name, text in dashboards().items():
+        (CHART / "files" / "dashboards" / name).write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

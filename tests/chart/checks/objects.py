@@ -147,6 +147,8 @@ def _scraped_ports(rendered: Rendered) -> Iterator[str]:
             ]
             offered = {port["name"] for service in services for port in service["spec"]["ports"]}
         yield from (f"{name_of(found)}: nothing has a port {port}" for port in sorted(wanted - offered))
+        if spec.get("jobLabel") != "app.kubernetes.io/instance":
+            yield f"{name_of(found)}: rules take one job for pods and routers together"
 
 
 def budgets(rendered: Rendered) -> Iterator[str]:

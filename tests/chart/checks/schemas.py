@@ -26,9 +26,13 @@ FOREIGN = {
     ("keda.sh/v1alpha1", "ScaledObject"): {
         *("scaleTargetRef", "minReplicaCount", "maxReplicaCount", "pollingInterval", "advanced", "triggers"),
     },
-    ("monitoring.coreos.com/v1", "PodMonitor"): {"namespaceSelector", "selector", "podMetricsEndpoints"},
+    ("monitoring.coreos.com/v1", "PodMonitor"): {
+        *("jobLabel", "namespaceSelector", "selector", "podMetricsEndpoints"),
+    },
     ("monitoring.coreos.com/v1", "PrometheusRule"): {"groups"},
-    ("monitoring.coreos.com/v1", "ServiceMonitor"): {"namespaceSelector", "selector", "endpoints"},
+    ("monitoring.coreos.com/v1", "ServiceMonitor"): {
+        *("jobLabel", "namespaceSelector", "selector", "endpoints"),
+    },
 }
 """Objects of other projects that the chart may have, and what their ``spec`` may consist of."""
 
