@@ -183,14 +183,19 @@ def metadata(traceparent: str | None) -> dict[str, Any]:
 
 def of_entry(entry: bytes) -> TraceContext | None:
     """The trace of a log entry, as it stands in the log."""
-    if not entry.endswith(_ENDS) or entry[-_TAIL_LENGTH : _PARENT.start] != _BEGINS:
+    if not has_trace(entry):
         return None
     return parse_traceparent(entry[_PARENT].decode("latin-1"))
 
 
+def has_trace(entry: bytes) -> bool:
+    """Whether a log entry has one."""
+    return entry.endswith(_ENDS) and entry[-_TAIL_LENGTH : _PARENT.start] == _BEGINS
+
+
 def is_sampled(entry: bytes) -> bool:
     """Whether a log entry has a trace that is sampled; the first look tells it of nearly all others."""
-    return entry[-4:] == b'01",' and entry[-_TAIL_LENGTH : _PARENT.start] == _BEGINS
+    return entry.endswith(b'01",') and has_trace(entry)
 
 
 def with_span(entry: bytes, span_id: str) -> bytes:

@@ -48,8 +48,10 @@ class SendTrace:
         self.given = "" if brought is None else self.traceparent
 
     def _begin_span(self) -> None:
+        if not self.traceparent.endswith("1"):
+            return
         parent = parse_traceparent(self.traceparent)
-        if parent is not None and parent.sampled:
+        if parent is not None:
             self._own = parent.child(span_of_task(self.task_id))
             self.traceparent = self._own.traceparent
             self._began_ns = time.time_ns()
