@@ -21,9 +21,11 @@ TIERS = ("free", "advance", "professional", "enterprise")
 ANY_USER = "*"
 """In place of a user: who may use all sessions of its tenant, whichever user began them."""
 
-_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
+ID = re.compile(r"[A-Za-z0-9._~-]{1,128}", re.ASCII)
+"""What an id may be, but a user's."""
+USER_ID = re.compile(r"[A-Za-z0-9._~@+-]{1,128}", re.ASCII)
+"""What a user's may be."""
 _NAME = re.compile(r"[!-~]+", re.ASCII)
-_USER_ID = re.compile(r"[A-Za-z0-9._~@+-]{1,128}", re.ASCII)
 
 
 def check_id(value: str, what: str) -> str:
@@ -32,7 +34,7 @@ def check_id(value: str, what: str) -> str:
     Raises:
         InvalidId: it is empty, over 128 characters, or has another character.
     """
-    if _ID.fullmatch(value) is None:
+    if ID.fullmatch(value) is None:
         raise InvalidId(what, value)
     return value
 
@@ -43,14 +45,14 @@ def check_user_id(value: str, what: str) -> str:
     Raises:
         InvalidId: it is not a valid user id.
     """
-    if _USER_ID.fullmatch(value) is None:
+    if USER_ID.fullmatch(value) is None:
         raise InvalidId(what, value)
     return value
 
 
 def is_id(value: object) -> bool:
     """Whether ``value`` is text that `check_id` would return."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
+    return isinstance(value, str) and ID.fullmatch(value) is not None
 
 
 class Keys:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from backplane.errors import InvalidCursor
 
-_CURSOR = re.compile(r"([0-9a-z]{1,32}):(0|[1-9][0-9]{0,15})", re.ASCII)
+CURSOR = re.compile(r"([0-9a-z]{1,32}):(0|[1-9][0-9]{0,15})", re.ASCII)
+"""What a cursor looks like to a client."""
 
 
 class Position(NamedTuple):
@@ -57,7 +58,7 @@ def parse_cursor(text: str) -> Position:
     Raises:
         InvalidCursor: it is not ``epoch:seq``.
     """
-    match = _CURSOR.fullmatch(text)
+    match = CURSOR.fullmatch(text)
     if match is None:
         raise InvalidCursor("cursor must be epoch:seq as the server sent it, for example 1m2k3j:42")
     return Position(match[1], int(match[2]))

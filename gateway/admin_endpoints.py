@@ -29,15 +29,16 @@ from gateway.http import bearer_token, json_response, query, read_body
 from gateway.identity import OPERATOR, Grant, check_scope, check_tenant, valid_id, valid_user
 from gateway.pod import Pod
 
-_MOST_LISTED = 1_000
-_NUMBERS = (*OVERRIDES.values(), "connections")
-_LIMITS = (*_NUMBERS, "busy_policy")
-_TOKEN_ID = re.compile(r"[!-~]{1,256}")
-_TokenId = Annotated[str, msgspec.Meta(pattern=f"^{_TOKEN_ID.pattern}$")]
+MOST_LISTED = 1_000
+NUMERIC_LIMITS = (*OVERRIDES.values(), "connections")
+TENANT_LIMITS = (*NUMERIC_LIMITS, "busy_policy")
+LIMIT_MAX = 10**9
+TOKEN_ID = re.compile(r"[!-~]{1,256}")
+_TokenId = Annotated[str, msgspec.Meta(pattern=f"^{TOKEN_ID.pattern}$")]
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
-class _Revoke(msgspec.Struct, forbid_unknown_fields=True):
+class RevocationBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of ``POST /api/admin/revocations``: a token, a user's tokens, or (if it is named) a tenant's."""
 
     tenant_id: _Text | None = None
@@ -46,8 +47,8 @@ class _Revoke(msgspec.Struct, forbid_unknown_fields=True):
     issued_before: float | None = None
 
 
-class _Close(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of ``POST /api/admin/connections/close``."""
+class CloseBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/admin/connections/close``: all that are given must fit."""
 
     tenant_id: _Text | None = None
     session_id: _Text | None = None
@@ -57,7 +58,7 @@ class _Close(msgspec.Struct, forbid_unknown_fields=True):
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=100)] = CloseOrder().reason
 
 
-class _LogLevel(msgspec.Struct, forbid_unknown_fields=True):
+class LogLevelBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of ``PUT /api/admin/log-level``."""
 
     level: Literal["debug", "info", "warning", "error"]
@@ -93,7 +94,7 @@ class AdminEndpoints:
             "session_id": _checked(asked.get("session_id"), "session_id", valid_id),
             "user_id": _checked(asked.get("user_id"), "user_id", valid_user),
         }
-        limit = _whole(asked.get("limit", "100"), "limit", 1, _MOST_LISTED)
+        limit = _whole(asked.get("limit", "100"), "limit", 1, MOST_LISTED)
         found, more = await list_connections(
             self._pod.commands,
             self._pod.keys,
@@ -105,7 +106,7 @@ class AdminEndpoints:
     async def close(self, request: Request) -> Response:
         """Close connections on all pods."""
         grant = await self._admin(request)
-        asked = await self._body(request, _Close)
+        asked = await self._body(request, CloseBody)
         whose = {
             "tenant_id": check_tenant(grant, asked.tenant_id),
             "session_id": _checked(asked.session_id, "session_id", valid_id),
@@ -127,7 +128,7 @@ class AdminEndpoints:
     async def revoke(self, request: Request) -> Response:
         """Revoke a token (``token_id``), a user's tokens (``user_id``) or all of a tenant."""
         grant = await self._admin(request)
-        asked = await self._body(request, _Revoke)
+        asked = await self._body(request, RevocationBody)
         kind, tenant_id, name = self._which(grant, asked.tenant_id, asked.token_id, asked.user_id)
         now = time.time()
         before = now if asked.issued_before is None else min(asked.issued_before, now)
@@ -161,7 +162,7 @@ class AdminEndpoints:
         if token_id is not None and user_id is not None:
             raise ClientError(422, "invalid_field", "token_id or user_id, not both")
         if token_id is not None:
-            if _TOKEN_ID.fullmatch(token_id) is None:
+            if TOKEN_ID.fullmatch(token_id) is None:
                 raise ClientError(422, "invalid_id", "token_id must be visible ASCII, 256 characters at most")
             return "token", tenant, token_id
         if user_id is not None:
@@ -174,8 +175,10 @@ class AdminEndpoints:
         """The limits that a tenant has instead of its tier's."""
         tenant_id = check_tenant(await self._admin(request), request.path_params["tenant_id"])
         assert tenant_id is not None
-        replies = await self._pod.commands.call("HMGET", self._pod.keys.tenant_limits(tenant_id), *_LIMITS)
-        found = zip(_LIMITS, replies, strict=True)
+        replies = await self._pod.commands.call(
+            "HMGET", self._pod.keys.tenant_limits(tenant_id), *TENANT_LIMITS
+        )
+        found = zip(TENANT_LIMITS, replies, strict=True)
         return json_response(
             {name: _limit(name, value.decode()) for name, value in found if value is not None}
         )
@@ -185,18 +188,18 @@ class AdminEndpoints:
         grant = await self._operator(request, "change a tenant's limits")
         tenant_id = check_tenant(grant, request.path_params["tenant_id"])
         assert tenant_id is not None
-        asked = await self._body(request, dict[str, Annotated[int, msgspec.Meta(ge=0, le=10**9)] | str])
-        if any(name not in _LIMITS for name in asked):
-            raise ClientError(422, "invalid_field", f"limits are {', '.join(_LIMITS)}")
+        asked = await self._body(request, dict[str, Annotated[int, msgspec.Meta(ge=0, le=LIMIT_MAX)] | str])
+        if any(name not in TENANT_LIMITS for name in asked):
+            raise ClientError(422, "invalid_field", f"limits are {', '.join(TENANT_LIMITS)}")
         for name, value in asked.items():
-            if name in _NUMBERS and not isinstance(value, int):
+            if name in NUMERIC_LIMITS and not isinstance(value, int):
                 raise ClientError(422, "invalid_field", f"{name} must be a whole number from 0")
-            if name not in _NUMBERS and value not in BUSY_POLICIES:
+            if name not in NUMERIC_LIMITS and value not in BUSY_POLICIES:
                 raise ClientError(422, "invalid_field", f"{name} is one of {', '.join(BUSY_POLICIES)}")
         key, call = self._pod.keys.tenant_limits(tenant_id), self._pod.commands.call
         if asked:  # first: a send in between must not go by no limits at all
             await call("HSET", key, *[part for pair in asked.items() for part in pair])
-        await call("HDEL", key, *[name for name in _LIMITS if name not in asked], "none")
+        await call("HDEL", key, *[name for name in TENANT_LIMITS if name not in asked], "none")
         return json_response(asked)
 
     async def log_level(self, request: Request) -> Response:
@@ -207,7 +210,7 @@ class AdminEndpoints:
     async def set_log_level(self, request: Request) -> Response:
         """Change it, all the time or for ``for_s`` seconds. For operators only."""
         await self._operator(request, "change the log level")
-        asked = await self._body(request, _LogLevel)
+        asked = await self._body(request, LogLevelBody)
         self._pod.level.change(asked.level, asked.for_s)
         return self._told_level()
 
@@ -245,7 +248,7 @@ class AdminEndpoints:
 
 
 def _limit(name: str, value: str) -> int | str:
-    return int(value) if name in _NUMBERS else value
+    return int(value) if name in NUMERIC_LIMITS else value
 
 
 def _checked(value: str | None, name: str, check: Callable[[str, str], str]) -> str | None:

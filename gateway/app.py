@@ -23,6 +23,7 @@ from gateway.http import Endpoint, bearer_token, exception_handlers, json_respon
 from gateway.http_metrics import CountedRequests
 from gateway.identity import check_scope
 from gateway.messages_endpoint import messages_endpoint
+from gateway.openapi.document import openapi_route
 from gateway.pod import Pod
 from gateway.send_endpoint import send_endpoint
 from gateway.stats_endpoints import chat_stats_endpoint, ws_stats_endpoint
@@ -88,6 +89,7 @@ class _LocalPages:
 
 
 def _app(pod: Pod, routes: list[Route]) -> Starlette:
+    routes = [*routes, openapi_route(pod.settings, routes)]
     middleware = [Middleware(CountedRequests, metrics=pod.metrics)]
     if pod.settings.access_log:
         middleware.append(Middleware(AccessLog, log=get_logger(process="pod", pod_id=pod.id)))

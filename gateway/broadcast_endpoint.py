@@ -19,8 +19,8 @@ from gateway.topics import ANNOUNCEMENTS, check_topic
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
 
-class _To(msgspec.Struct, forbid_unknown_fields=True):
-    """One of them."""
+class BroadcastTo(msgspec.Struct, forbid_unknown_fields=True):
+    """Whom it is for: one of them."""
 
     tenant: bool = False
     tier: str | None = None
@@ -29,8 +29,10 @@ class _To(msgspec.Struct, forbid_unknown_fields=True):
     session_id: _Id | None = None
 
 
-class _Broadcast(msgspec.Struct, forbid_unknown_fields=True):
-    to: _To
+class BroadcastBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/broadcast``."""
+
+    to: BroadcastTo
     payload: msgspec.Raw
     tenant_id: str | None = None
 
@@ -50,7 +52,7 @@ def broadcast_endpoint(pod: Pod) -> Endpoint:
     return broadcast
 
 
-async def _publish(pod: Pod, grant: Grant, tenant_id: str | None, to: _To, payload: Any) -> None:
+async def _publish(pod: Pod, grant: Grant, tenant_id: str | None, to: BroadcastTo, payload: Any) -> None:
     if to.tier is not None:
         if to.tier not in TIERS:
             raise ClientError(400, "unknown_tier", f"to.tier must be one of {', '.join(TIERS)}")
@@ -70,10 +72,10 @@ async def _publish(pod: Pod, grant: Grant, tenant_id: str | None, to: _To, paylo
         await pod.events.publish(str(tenant_id), topic, payload)
 
 
-def _decode(raw: bytes, depth: int) -> _Broadcast:
+def _decode(raw: bytes, depth: int) -> BroadcastBody:
     check_depth(raw, depth)
     try:
-        said = msgspec.json.decode(raw, type=_Broadcast)
+        said = msgspec.json.decode(raw, type=BroadcastBody)
         msgspec.json.decode(said.payload)
     except msgspec.ValidationError as error:
         raise invalid_field(error) from None

@@ -21,7 +21,7 @@ from gateway.identity import Stated
 
 Format = Literal["native", "ag-ui", "ai-sdk"]
 
-_FORMATS: dict[str, Format] = {"native": "native", AgUiEncoder.name: "ag-ui", AiSdkEncoder.name: "ai-sdk"}
+FORMATS: dict[str, Format] = {"native": "native", AgUiEncoder.name: "ag-ui", AiSdkEncoder.name: "ai-sdk"}
 _MEDIA_TYPE = "text/event-stream"
 _NAMES = ("tenant_id", "tenant_tier", "session_id", "user_id", "agent_id")
 
@@ -109,10 +109,10 @@ def _format(request: Request, given: dict[str, str]) -> tuple[Format, str]:
         return "ai-sdk", given.get("v") or _accepted(request).get("v", "")
     if "format" not in given:
         accepted = _accepted(request)
-        return _FORMATS.get(accepted.get("format", ""), "native"), accepted.get("v", "")
-    chosen = _FORMATS.get(given["format"])
+        return FORMATS.get(accepted.get("format", ""), "native"), accepted.get("v", "")
+    chosen = FORMATS.get(given["format"])
     if chosen is None:
-        raise ClientError(400, "bad_request", f"format must be one of {', '.join(_FORMATS)}")
+        raise ClientError(400, "bad_request", f"format must be one of {', '.join(FORMATS)}")
     return chosen, given.get("v", "")
 
 

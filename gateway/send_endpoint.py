@@ -20,7 +20,7 @@ from gateway.sender import Sender
 
 _NAMES = ("X-Tenant-ID", "X-Tenant-Tier", "X-Session-ID", "X-User-ID", "X-Agent-ID")
 _PASSED_ON = ("X-Request-Source", "X-Client-Version", "X-Conversation-ID", "X-User-ID")
-_MAX_HEADER = 256
+MAX_HEADER = 256
 
 
 def stated(request: Request) -> Stated:
@@ -46,8 +46,8 @@ def context_of(request: Request, agent_id: str) -> Context:
     passed_on = {"X-Request-Source": "web"}
     for name in _PASSED_ON:
         value = header(request, name)
-        if value is not None and len(value) > _MAX_HEADER:
-            raise ClientError(400, "invalid_field", f"{name} is over {_MAX_HEADER} characters")
+        if value is not None and len(value) > MAX_HEADER:
+            raise ClientError(400, "invalid_field", f"{name} is over {MAX_HEADER} characters")
         if value is not None:
             passed_on[name] = value
     traceparent, tracestate = read_trace(
@@ -87,8 +87,8 @@ def send_endpoint(settings: Settings, authenticator: Authenticator, sender: Send
 
 def _idempotency_key(request: Request) -> str | None:
     key = header(request, "Idempotency-Key")
-    if key is not None and not 1 <= len(key) <= _MAX_HEADER:
-        detail = f"Idempotency-Key must be 1 to {_MAX_HEADER} characters"
+    if key is not None and not 1 <= len(key) <= MAX_HEADER:
+        detail = f"Idempotency-Key must be 1 to {MAX_HEADER} characters"
         raise ClientError(400, "invalid_field", detail)
     return key
 

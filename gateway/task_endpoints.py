@@ -21,17 +21,23 @@ from gateway.send_endpoint import stated
 PATH = "/api/chat/tasks/{task_id}"
 
 
-class _Cancel(msgspec.Struct):
+class CancelBody(msgspec.Struct):
+    """Body of ``POST /api/chat/tasks/{task_id}/cancel``; it may be left out."""
+
     reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
-class _CancelNamed(msgspec.Struct):
+class NamedCancelBody(msgspec.Struct):
+    """Body of ``POST /api/chat/cancel``: which message or task."""
+
     task_id: str | None = None
     client_message_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
     reason: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
-class _Input(msgspec.Struct):
+class InputBody(msgspec.Struct):
+    """Body of ``POST /api/chat/tasks/{task_id}/input``."""
+
     input_id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     value: msgspec.Raw
 
@@ -49,13 +55,13 @@ def task_routes(pod: Pod) -> list[Route]:
     async def cancel(request: Request) -> Response:
         grant = await pod.authenticator.grant(bearer_token(request))
         raw = await read_body(request, pod.settings)
-        reason = _decode(raw, _Cancel, pod.settings.json_depth_max).reason if raw else ""
+        reason = _decode(raw, CancelBody, pod.settings.json_depth_max).reason if raw else ""
         task_id = request.path_params["task_id"]
         return json_response(await pod.desk.cancel(grant, stated(request), task_id, None, reason))
 
     async def cancel_named(request: Request) -> Response:
         grant = await pod.authenticator.grant(bearer_token(request))
-        said = _decode(await read_body(request, pod.settings), _CancelNamed, pod.settings.json_depth_max)
+        said = _decode(await read_body(request, pod.settings), NamedCancelBody, pod.settings.json_depth_max)
         told = await pod.desk.cancel(
             grant, stated(request), said.task_id, said.client_message_id, said.reason
         )
@@ -63,7 +69,7 @@ def task_routes(pod: Pod) -> list[Route]:
 
     async def answer(request: Request) -> Response:
         grant = await pod.authenticator.grant(bearer_token(request))
-        said = _decode(await read_body(request, pod.settings), _Input, pod.settings.json_depth_max)
+        said = _decode(await read_body(request, pod.settings), InputBody, pod.settings.json_depth_max)
         task_id = request.path_params["task_id"]
         told = await pod.desk.answer(grant, stated(request), task_id, said.input_id, said.value)
         return json_response(told)

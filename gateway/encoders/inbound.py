@@ -48,28 +48,34 @@ class Inbound(NamedTuple):
     answers: tuple[Answer, ...] = ()
 
 
-class _Resume(msgspec.Struct, rename="camel"):
+class Resume(msgspec.Struct, rename="camel"):
+    """The answer to an interrupt."""
+
     interrupt_id: _Id
     status: Literal["resolved", "cancelled"]
     payload: Any = None
 
 
-class _RunAgentInput(msgspec.Struct, rename="camel"):
+class RunAgentInput(msgspec.Struct, rename="camel"):
+    """What AG-UI's clients post, as far as it is read."""
+
     thread_id: _Id
     run_id: _Id
     messages: list[dict[str, Any]]
     protocol_version: str | None = None
-    resume: list[_Resume] = []
+    resume: list[Resume] = []
 
 
-class _ChatRequest(msgspec.Struct, rename="camel"):
+class ChatRequest(msgspec.Struct, rename="camel"):
+    """What the AI SDK's clients post, as far as it is read."""
+
     messages: list[dict[str, Any]] = []
     message: dict[str, Any] | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
 
 
-_decode_ag_ui = msgspec.json.Decoder(_RunAgentInput).decode
-_decode_ai_sdk = msgspec.json.Decoder(_ChatRequest).decode
+_decode_ag_ui = msgspec.json.Decoder(RunAgentInput).decode
+_decode_ai_sdk = msgspec.json.Decoder(ChatRequest).decode
 
 
 def read_ag_ui(body: bytes) -> Inbound:
@@ -94,7 +100,7 @@ def read_ag_ui(body: bytes) -> Inbound:
     return Inbound(_text(asked[-1].get("content")), _message_id(asked[-1]), *about)
 
 
-def _answers(resume: list[_Resume]) -> tuple[Answer, ...]:
+def _answers(resume: list[Resume]) -> tuple[Answer, ...]:
     found = []
     for one in resume:
         answer = read_answer(one.interrupt_id, one.payload, given_up=one.status == "cancelled")

@@ -28,7 +28,8 @@ ID_HEADERS = (*IDS, "X-User-ID", "X-Conversation-ID", "X-Collection-ID")
 OTHER_HEADERS = ("X-Context-Type", "X-Task-Timeout", "X-Request-Source", "traceparent", "X-Client-Version")
 QUERY_IDS = ("tenant_id", "tenant_tier", "user_id", "agent_id", "cursor")
 ROUTES = (
-    b"/health", b"/health/detailed", b"/livez", b"/readyz", b"/ws/stats?tenant_id=acme", b"/ws/s",
+    b"/openapi.json", b"/health", b"/health/detailed", b"/livez", b"/readyz",
+    b"/ws/stats?tenant_id=acme", b"/ws/s",
     b"/ws/stats", b"/api/chat/stats", b"/api/chat/send", b"/", b"/nothing", b"/livez/", b"//livez",
     b"/%6civez", b"/livez?", b"*", b"http://other/livez", b"livez", b"/\xc3\xa9", b"/..%2f",
     b"/" + b"x" * 5000, b"/api/broadcast", b"/api/chat/cancel", b"/api/chat/tasks/t",

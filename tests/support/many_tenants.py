@@ -20,7 +20,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from tests.support.lean_client import LeanClient, connect
-from tests.support.processes import Cluster, free_port
+from tests.support.processes import Cluster, free_port, wait_for
 from tests.support.scrape import Scrape, scrape
 
 QUEUE = "nooble4:dev:agent_execution_service:actions:free"
@@ -89,10 +89,15 @@ async def use(cluster: Cluster, tenants: range) -> None:
 
 
 def look(addresses: dict[str, str]) -> dict[str, Told]:
-    """What processes tell now, by their names."""
+    """What processes tell now, by their names, of which one is ``router``."""
     for url in addresses.values():
         scrape(url)  # a first scrape is itself a route that was not asked for before
+    wait_for(lambda: _told_depths(addresses["router"]), "the router has looked at queues")
     return {name: _told(scrape(url)) for name, url in addresses.items()}
+
+
+def _told_depths(url: str) -> bool:
+    return any(name == "orchestrator_dead_letters_kept" for name, _ in scrape(url).samples)
 
 
 def _told(seen: Scrape) -> Told:

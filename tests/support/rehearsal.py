@@ -88,6 +88,7 @@ class Stage:
                 says = firing[alert]["annotations"]["description"]
             return alert in firing
 
+        wait_for(lambda: not fires(), f"{alert} does not fire before", _PATIENCE_S)
         with broken:
             fired_s = wait_for(fires, f"{alert} fires", _PATIENCE_S)
         cleared_s = wait_for(lambda: not fires(), f"{alert} clears", _PATIENCE_S)

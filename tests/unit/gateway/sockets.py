@@ -91,7 +91,7 @@ class Pod:
         self.revoked: Callable[[Grant], bool] = lambda _grant: False
         authenticator = Authenticator(self.settings, self._is_revoked, logger)
         self.desk = TaskDesk(self.tasks.as_tasks(), self.queue.as_queue(), self.log.as_log(), logger)
-        sender = Sender(
+        self.sender = Sender(
             self.settings,
             keys,
             self.log.as_log(),
@@ -111,7 +111,7 @@ class Pod:
             logger,
         )
         self.conversation = Conversation(
-            self.settings, authenticator, sender, self.desk, self.topics, self.refused, logger
+            self.settings, authenticator, self.sender, self.desk, self.topics, self.refused, logger
         )
         self.admission = Admission(
             self.settings, self.counts.as_counts(), self.limiter.as_limiter(), lambda: self.now

@@ -39,6 +39,7 @@ OPERATORS = [
     ("PUT", "/api/admin/tenants/acme/limits"),
 ]
 METRICS = "/metrics"
+DOCUMENT = "/openapi.json"
 ORIGIN = "https://app.example.com"
 
 
@@ -74,9 +75,12 @@ async def test_clients_addresses(method: str, path: str) -> None:
     assert not await answers(apart, method, path, admin=True)
 
 
-@pytest.mark.parametrize("path", HEALTH)
+@pytest.mark.parametrize("path", [*HEALTH, DOCUMENT])
 async def test_health_is_everywhere(path: str) -> None:
-    """A load balancer asks where the clients are, an operator where the others are; neither has a token."""
+    """A load balancer asks where the clients are, an operator where the others are; neither has a token.
+
+    What a port answers is told there, likewise.
+    """
     apart = with_tokens(admin_port=9_000)
     for admin in (False, True):
         async with client_of(apart, admin=admin) as client:
@@ -111,10 +115,10 @@ def test_every_address_was_thought_of() -> None:
         return {reduce(lambda path, one: path.replace(*one), fields.items(), path) for path in paths}
 
     apart = with_tokens(admin_port=9_000).as_pod()
-    assert paths(build_app(apart)) == {*HEALTH, *known(CLIENTS)}
-    assert paths(build_admin_app(apart)) == {*HEALTH, *known(OPERATORS), METRICS}
+    assert paths(build_app(apart)) == {*HEALTH, DOCUMENT, *known(CLIENTS)}
+    assert paths(build_admin_app(apart)) == {*HEALTH, DOCUMENT, *known(OPERATORS), METRICS}
     assert paths(build_app(with_tokens().as_pod())) == {
-        *HEALTH, *known(CLIENTS), *known(OPERATORS), METRICS,
+        *HEALTH, DOCUMENT, *known(CLIENTS), *known(OPERATORS), METRICS,
     }  # fmt: skip
 
 
@@ -146,7 +150,7 @@ async def test_almost_an_address(path: str) -> None:
         (None, "127.0.0.1.evil.test", False),
     ],
 )
-@pytest.mark.parametrize(("method", "path"), [*CLIENTS, *OPERATORS])
+@pytest.mark.parametrize(("method", "path"), [*CLIENTS, *OPERATORS, ("GET", DOCUMENT)])
 async def test_pages_of_strangers(method: str, path: str, origin: str | None, host: str, ok: bool) -> None:
     """A page that a developer happens to look at uses nothing of his pod, whatever its name points to."""
     pod = StubPod(allowed_origins=ORIGIN)

@@ -339,7 +339,7 @@ class Server:
 
     def __init__(self, pod: Pod) -> None:
         self.pod = pod
-        start = EventStart(pod.log.as_log(), pod.tasks.as_tasks(), cast("Any", None), pod.desk)
+        start = EventStart(pod.log.as_log(), pod.tasks.as_tasks(), pod.sender, pod.desk)
         whole = SimpleNamespace(event_streams=EventsEndpoint(pod.sockets, pod.opening, start))
         app = Starlette(
             routes=events_routes(cast("RealPod", whole)), exception_handlers=exception_handlers(pod.refused)
