@@ -156,10 +156,14 @@ def sampled_trace_id(said: str, bound: str) -> str:
     return digits if len(said) == _UUID_LENGTH and digits[-_RANDOM_DIGITS:] < bound else ""
 
 
+NULL = msgspec.Raw(b"null")
+"""What a callback's field is that is not there."""
+
+
 class _Said(msgspec.Struct):
     traceparent: Any = None
-    metadata: msgspec.Raw = msgspec.Raw(b"null")
-    queue_metadata: msgspec.Raw = msgspec.Raw(b"null")
+    metadata: msgspec.Raw = NULL
+    queue_metadata: msgspec.Raw = NULL
 
 
 _decode_said = msgspec.json.Decoder(_Said).decode
@@ -171,13 +175,22 @@ def trace_of(said: bytes | msgspec.Raw) -> TraceContext | None:
     return None if found is None else parse_traceparent(found.traceparent)
 
 
+def first_trace(metadata: msgspec.Raw, own: Any, queue_metadata: msgspec.Raw) -> TraceContext | None:
+    """The first valid ``traceparent`` of the three that a callback may have; most have none."""
+    found = None
+    if metadata is not NULL and b"traceparent" in bytes(metadata):  # else there is nothing to decode
+        found = trace_of(metadata)
+    if found is None and own is not None:
+        found = parse_traceparent(own)
+    if found is None and queue_metadata is not NULL and b"traceparent" in bytes(queue_metadata):
+        found = trace_of(queue_metadata)
+    return found
+
+
 def passed_on(callback: bytes) -> TraceContext | None:
-    """The first valid ``traceparent`` of those that a callback has."""
+    """The same, of a callback as it came."""
     found = _read(callback)
-    if found is None:
-        return None
-    own = parse_traceparent(found.traceparent)
-    return trace_of(found.metadata) or own or trace_of(found.queue_metadata)
+    return None if found is None else first_trace(found.metadata, found.traceparent, found.queue_metadata)
 
 
 def _read(said: bytes | msgspec.Raw) -> _Said | None:
@@ -198,14 +211,19 @@ def metadata(traceparent: str | None) -> dict[str, Any]:
 
 def of_entry(entry: bytes) -> TraceContext | None:
     """The trace of a log entry, as it stands in the log."""
-    if not entry.endswith(_ENDS) or entry[-_TAIL_LENGTH : _PARENT.start] != _BEGINS:
+    if not has_trace(entry):
         return None
     return parse_traceparent(entry[_PARENT].decode("latin-1"))
 
 
+def has_trace(entry: bytes) -> bool:
+    """Whether a log entry has one."""
+    return entry.endswith(_ENDS) and entry[-_TAIL_LENGTH : _PARENT.start] == _BEGINS
+
+
 def is_sampled(entry: bytes) -> bool:
     """Whether a log entry has a trace that is sampled; the first look tells it of nearly all others."""
-    return entry[-4:] == b'01",' and entry[-_TAIL_LENGTH : _PARENT.start] == _BEGINS
+    return entry.endswith(b'01",') and has_trace(entry)
 
 
 def with_span(entry: bytes, span_id: str) -> bytes:

@@ -57,6 +57,9 @@ class SendTrace:
 
     def _place_span(self, span_id: str) -> None:
         """Say where the span belongs, if there will be one."""
+        self._own = self._parent = None
+        if not self.traceparent.endswith("1"):  # most are not sampled
+            return
         before = parse_traceparent(self.traceparent)
         self._own = before.child(span_id) if before is not None and before.sampled else None
         self._parent = None if before is None or before.span_id == span_id else before

@@ -15,6 +15,7 @@ from msgspec import Raw
 
 from backplane.errors import BadCallback
 from backplane.keys import is_id
+from backplane.trace_context import NULL
 
 Fields = dict[str, Raw]
 EVENT = "execution.event"
@@ -38,6 +39,8 @@ class Callback(msgspec.Struct):
     execution_time: Any = None
     tokens_used: Any = None
     traceparent: Any = None
+    metadata: Raw = NULL
+    queue_metadata: Raw = NULL
 
 
 class _AgentInfo(msgspec.Struct):

@@ -30,7 +30,7 @@ from backplane.router.callback import (
     plain,
     text,
 )
-from backplane.trace_context import NONE_SAMPLED, metadata, passed_on, traceparent_of_task
+from backplane.trace_context import NONE_SAMPLED, NULL, first_trace, metadata, traceparent_of_task
 
 REASONS = {
     "not_json": "the callback is not a JSON object, or not UTF-8",
@@ -53,7 +53,6 @@ _STATUSES = {
 }  # fmt: skip
 _ERROR_CODES = {"failed": "agent_failed", "timeout": "agent_timeout", "cancelled": "cancelled"}
 _TERMINAL_ACTIONS = frozenset({None, "", "execution.callback", "execution.error"})
-NULL = Raw(b"null")
 _NUMBERS = (int, float)
 _USAGE_MAX_BYTES = 4_096  # as far as it is noted with the task; its message has it whole
 _TOPIC = re.compile(r"[A-Za-z0-9._~:/@+-]{1,128}", re.ASCII)
@@ -82,7 +81,7 @@ def dispatch(raw: bytes, tenant_id: str, at: str, sampled: str = NONE_SAMPLED) -
             return _piece(callback)
         if action == EVENT:
             return _event(callback, raw, tenant_id, at)
-        callback.traceparent = _traceparent(callback, raw, sampled)
+        callback.traceparent = _traceparent(callback, sampled)
         if action == "execution.progress":
             return _reported(callback, tenant_id, at)
         if action in _TERMINAL_ACTIONS or (
@@ -96,12 +95,11 @@ def dispatch(raw: bytes, tenant_id: str, at: str, sampled: str = NONE_SAMPLED) -
     raise BadCallback("unknown_action", f"action_type {ascii(action)[:60]}")
 
 
-def _traceparent(callback: Callback, raw: bytes, sampled: str) -> str | None:
+def _traceparent(callback: Callback, sampled: str) -> str | None:
     """The trace that the producer passed on, else its task's own."""
-    if b"traceparent" in raw:  # else there is nothing to decode
-        trace = passed_on(raw)
-        if trace is not None:
-            return trace.traceparent
+    trace = first_trace(callback.metadata, callback.traceparent, callback.queue_metadata)
+    if trace is not None:
+        return trace.traceparent
     return traceparent_of_task(callback.task_id, sampled) if callback.task_id else None
 
 

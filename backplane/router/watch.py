@@ -15,6 +15,8 @@ from backplane.appending import ARGUMENTS_AN_ENTRY
 from backplane.log import LEVEL, Logger
 from backplane.trace_context import (
     TraceContext,
+    has_trace,
+    is_sampled,
     of_entry,
     of_task,
     parse_traceparent,
@@ -35,7 +37,8 @@ class _Seen(NamedTuple):
 
     Attributes:
         position: in the batch.
-        before: where it comes from, as it says or as its task's id does; None if it has no trace.
+        body: its entry, as it was made of it.
+        before: where it comes from, if that is known without the entry.
         span_id: of its own span; empty if its message does not name it.
     """
 
@@ -44,6 +47,7 @@ class _Seen(NamedTuple):
     kind: str
     task_id: str
     detail: str
+    body: bytes
     before: TraceContext | None
     span_id: str
 
@@ -107,7 +111,10 @@ class Watched:
         given = dict(zip(told[::2], told[1::2], strict=True))
         ended_ns = time.time_ns()
         for seen in self._seen:
-            before = _from(seen, given.get(seen.task_id))
+            brought = given.get(seen.task_id)
+            if not (LEVEL.debug or brought or is_sampled(seen.body)):
+                continue
+            before = _from(seen, brought)
             outcome = given.get(f"#{seen.position}", "streamed" if seen.kind == "c" else "appended")
             if LEVEL.debug:
                 self._tell(seen, before, outcome)
@@ -153,19 +160,19 @@ def _see(
     position, digest, body, kind, task_id, detail = arguments[at : at + ARGUMENTS_AN_ENTRY]
     assert isinstance(digest, bytes)
     assert isinstance(body, bytes)
-    before, span_id = of_entry(body), ""
-    if spans and before is not None and digest:
+    before, span_id = None, ""
+    if spans and digest and has_trace(body):
         span_id = digest[:8].hex()
         arguments[at + _BODY] = with_span(body, span_id)
     if kind == "c" and LEVEL.debug:  # its message has no place for a trace
         before = passed_on(waiting[int(position)]) or of_task(str(task_id))
     shown = detail.decode() if isinstance(detail, bytes) else str(detail)
-    return _Seen(int(position), session_id, str(kind), str(task_id), shown, before, span_id)
+    return _Seen(int(position), session_id, str(kind), str(task_id), shown, body, before, span_id)
 
 
 def _from(seen: _Seen, given: str | None) -> TraceContext | None:
     """What a callback follows: its client's trace counts where its agent has passed on none."""
-    before = seen.before
+    before = seen.before or of_entry(seen.body)
     if given is not None and before is not None and before.span_id == span_of_task(seen.task_id):
         return parse_traceparent(given)
     return before

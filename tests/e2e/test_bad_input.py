@@ -152,6 +152,8 @@ def test_each_bad_callback_is_buried_or_delivered_and_the_router_goes_on(
         delivered = 0
         while True:
             message = receive(socket)
+            if message["type"] == "ping":  # the wheel may come round at any moment
+                continue
             assert message["type"] in {"agent_response", "error"}
             if message["task_id"] == "the-last":
                 break

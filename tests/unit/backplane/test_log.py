@@ -96,9 +96,13 @@ async def test_a_level_for_a_while() -> None:
     switch.change("error")
     assert await changes.next() == "error"
     assert not goes_back(switch)
-    switch.change("info", 0.001)
-    assert await changes.next() == "info"
+    loop = asyncio.get_running_loop()
+    switch.change("debug", 0.001)
+    switch.change("info", 0.05)  # so the time before counts no more
+    began = loop.time()
+    assert [(await changes.told.get())[1] for _ in range(2)] == ["debug", "info"]
     assert await changes.next() == "warning"
+    assert loop.time() - began > 0.04
     assert not goes_back(switch)
 
 

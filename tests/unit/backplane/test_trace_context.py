@@ -15,6 +15,7 @@ from backplane.messages import Message, to_entry, with_position
 from backplane.trace_context import (
     NO_TRACE,
     TraceContext,
+    has_trace,
     is_sampled,
     metadata,
     of_entry,
@@ -211,6 +212,7 @@ def test_nobody_else_can_say_an_entrys_trace(trace: str | None, said: Any) -> No
     """What users and agents say stands before it, whatever it looks like."""
     one = entry(trace, {"response": said})
     assert of_entry(one) == parse_traceparent(trace)
+    assert has_trace(one) is (trace is not None)
     assert not is_sampled(one)
 
 
