@@ -109,7 +109,10 @@ local function appender(lineage, at)
     local function enter_question(task)
       local question = tasks.question(task, head + 1)
       local digest = 'question ' .. task
-      if question and not redis.call('ZSCORE', seen, digest) then enter(digest, question) end
+      if question and not redis.call('ZSCORE', seen, digest) then
+        enter(digest, question)
+        counts.appended = counts.appended - 1  -- that is no callback
+      end
     end
 
     local function finish(task)

@@ -44,7 +44,7 @@ def locked(root: Path = ROOT) -> dict[str, list[str]]:
 
 
 def _compile(file: Path, needed: list[str], constraints: Path | None, upgrade: bool) -> None:
-    command = [find_uv_bin(), "pip", "compile", "--quiet", "--no-config", "--universal"]
+    command = [find_uv_bin(), "pip", "compile", "--quiet", "--no-config", "--system-certs", "--universal"]
     command += ["--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header", "-"]
     command += ["--output-file", str(file), *(["--upgrade"] if upgrade else [])]
     command += ["--constraint", str(constraints)] if constraints else []

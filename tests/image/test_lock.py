@@ -93,7 +93,15 @@ def test_what_is_not_locked_is_noticed(tmp_path: Path, file: str, before: str, a
 
 def installs(file: Path, python: str, platform: str, target: Path) -> str:
     """What an installation would say: an error, or what it would install."""
-    command = [find_uv_bin(), "pip", "install", "--dry-run", "--no-config", "--require-hashes"]
+    command = [
+        find_uv_bin(),
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-config",
+        "--system-certs",
+        "--require-hashes",
+    ]
     command += ["--only-binary", ":all:", "--target", str(target), "--requirement", str(file)]
     command += ["--python-version", python, "--python-platform", platform]
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr

@@ -15,7 +15,7 @@ from backplane.metrics import Histogram
 from backplane.router.backlog import Backlog
 from backplane.router.depths import Depths, age_s
 from backplane.store import Store
-from tests.integration.tasks import KEYS, QUEUE, World
+from tests.integration.tasks import KEYS, QUEUE, World, question
 
 
 @pytest.fixture
@@ -84,6 +84,16 @@ async def test_what_comes_again_or_too_late_is_no_end(world: World) -> None:
 
     assert ended(world) == {("free", "completed"): 1}
     assert observed(world.metrics._duration.members) == {("free", "completed"): 1}
+
+
+async def test_a_question_is_no_callback(world: World) -> None:
+    """An answer that is faster than the pod brings what was asked into the log as well."""
+    await world.accept(question=question("t-1"))
+    assert await world.push("t-1")
+    await world.answer("t-1")
+
+    assert [message["type"] for message in await world.log()] == ["user_message", "agent_response"]
+    assert world.transfer.counts.appended == 1
 
 
 async def test_dead_letters_by_reason(world: World) -> None:

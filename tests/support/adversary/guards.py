@@ -166,7 +166,7 @@ def no_ids() -> None:
     """Any text is an id."""
     from backplane import keys
 
-    vars(keys)["_ID"] = vars(keys)["_USER_ID"] = re.compile(r"[\s\S]*")
+    keys.ID = keys.USER_ID = re.compile(r"[\s\S]*")
 
 
 def no_origin() -> None:
