@@ -51,7 +51,8 @@ class PodMetrics:
         delivery = registry.histogram(
             "orchestrator_delivery_seconds",
             "From a message's making by the router, right before it is appended, to its write to the sockets "
-            "of its session here, once for all; not to those that cannot take more: appended to written.",
+            "of its session here, once for all: appended to written. Not to those that cannot take more, and "
+            "without reports of progress, which may be held back.",
         ).of()
         acknowledgement = registry.histogram(
             "orchestrator_acknowledgement_seconds",
