@@ -66,7 +66,7 @@ class NamedMetrics:
 
     def task_ended(self, tenant_id: str, tier: str, agent_id: str, outcome: str) -> None:
         """A task has ended."""
-        self._ended.of(tier, outcome).value += 1
+        self._ended.of(tier if tier in TIERS else "unknown", outcome).value += 1
         self._ended_by_tenant.of(self.tenants.label(tenant_id), outcome).value += 1
         self._ended_by_agent.of(self.agents.label(agent_id), outcome).value += 1
 

@@ -161,7 +161,7 @@ local function task_notes(prefix, base, epoch, now, kept, grace, show, every, to
 
   local function measure(what, task)
     local record = status_of(task)
-    local after = math.max(0, now - tonumber(record[10] or now))
+    local after = math.max(0, now - (tonumber(record[10] or '') or now))
     told.seen[#told.seen + 1] =
       string.format('%s %.0f %s %s %s', what, after, record[11] or '', record[12] or '', record[13] or task)
   end

@@ -8,6 +8,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from backplane.keys import TIERS
 from backplane.metrics import SLOW_S, Registry
 from backplane.named_metrics import NamedMetrics
 from backplane.process_metrics import EventLoopLag, process_metrics
@@ -121,7 +122,8 @@ class RouterMetrics:
     def note(self, tenant_id: str, told: list[bytes]) -> None:
         """What the transfer script has seen of tasks (see `_task.lua`)."""
         for line in told:
-            what, ms, tier, agent_id, trace = line.decode().split(" ", 4)
+            what, ms, said, agent_id, trace = line.decode("utf-8", "replace").split(" ", 4)
+            tier = said if said in TIERS else "unknown"
             trace_id = sampled_trace_id(trace, self._sampled) if self._tracer.on else ""
             after_s, now = int(ms) / 1000, time.time()
             if what == "started":

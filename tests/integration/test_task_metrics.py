@@ -86,6 +86,17 @@ async def test_what_comes_again_or_too_late_is_no_end(world: World) -> None:
     assert observed(world.metrics._duration.members) == {("free", "completed"): 1}
 
 
+async def test_a_record_that_somebody_has_spoilt(world: World) -> None:
+    """Its answer is shown all the same; it is only measured as of no tier, and at once."""
+    await world.begin()
+    key = KEYS.task(world.list, "t-1")
+    await world.store.call("HSET", key, "accepted", "yesterday", "tier", b"\xff gold", "agent_id", b"\xfe")
+    await world.answer("t-1")
+
+    assert [message["type"] for message in await world.log()] == ["agent_response"]
+    assert observed(world.metrics._duration.members) == {("unknown", "completed"): 1}
+
+
 async def test_a_question_is_no_callback(world: World) -> None:
     """An answer that is faster than the pod brings what was asked into the log as well."""
     await world.accept(question=question("t-1"))
