@@ -75,7 +75,8 @@ class Depths:
         states = await asyncio.gather(*[self._queue(queue) for queue in queues.values()])
         self.actions = {tier: length for tier, (length, _) in zip(queues, states, strict=True)}
         self.actions_oldest_s = {tier: age_s for tier, (_, age_s) in zip(queues, states, strict=True)}
-        lists = [name.decode() for name in await self._store.call("SMEMBERS", self._keys.dead_letter_lists)]
+        members = await self._store.call("SMEMBERS", self._keys.dead_letter_lists)
+        lists = [name.decode("utf-8", "replace") for name in members]  # others may have written to it
         letters = 0
         for start in range(0, len(lists), _LISTS_AT_ONCE):
             streams = map(self._keys.dead_letters, lists[start : start + _LISTS_AT_ONCE])

@@ -149,6 +149,7 @@ async def test_depths(store: Store) -> None:
     await store.call("LPUSH", QUEUE, action(old), action("2031-01-31T12:00:00Z"))
     await store.call("LPUSH", world.list, "not JSON", "{}")
     await world.move()
+    await store.call("SADD", KEYS.dead_letter_lists, b"\xff")
     await depths.look()
 
     assert depths.actions == {tier: 2 * (tier == "free") for tier in TIERS}
