@@ -124,12 +124,14 @@ class RouterMetrics:
         for line in told:
             what, ms, said, agent_id, trace = line.decode("utf-8", "replace").split(" ", 4)
             tier = said if said in TIERS else "unknown"
+            after_s = int(ms) / 1000
+            histogram = self._first_word.of(tier) if what == "started" else self._duration.of(tier, what)
             trace_id = sampled_trace_id(trace, self._sampled) if self._tracer.on else ""
-            after_s, now = int(ms) / 1000, time.time()
-            if what == "started":
-                self._first_word.of(tier).observe_traced(after_s, trace_id, now)
+            if trace_id:
+                histogram.observe_traced(after_s, trace_id, time.time())
             else:
-                self._duration.of(tier, what).observe_traced(after_s, trace_id, now)
+                histogram.observe(after_s)
+            if what != "started":
                 self.named.task_ended(tenant_id, tier, agent_id, what)
 
     def watch(self, consumer: Consumer) -> EventLoopLag:

@@ -83,6 +83,8 @@ class Chatter:
         while not asked or asked not in ended:
             message = receive(socket, _ANSWER_S)
             told = message["metadata"]
+            if message["type"] == "error" and message["data"].get("ref") == question:
+                raise OSError(message["data"]["error_code"])  # there will be no answer
             if "seq" in told:
                 self._cursors[number] = f"{told['epoch']}:{told['seq']}"
                 socket.send(json.dumps({"type": "ack", "seq": told["seq"]}))

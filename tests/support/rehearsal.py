@@ -155,7 +155,14 @@ def stage(folder: Path, times: float = TIMES) -> Iterator[Stage]:
     """
     router_port = free_port()
     with ExitStack() as everything:
-        cluster = Cluster(folder, pods=2, routers=1, ROUTER_PORT=str(router_port), HEARTBEAT_S="5")
+        cluster = Cluster(
+            folder,
+            pods=2,
+            routers=1,
+            ROUTER_PORT=str(router_port),
+            HEARTBEAT_S="5",
+            SENDS_PER_SESSION_HOUR="50,100,300,0",  # nobody who chats is stopped
+        )
         proxy = everything.enter_context(DeafProxy(cluster.redis_port))
         pod, environ = cluster.pods[0], cluster.pods[1].environ
         pod.environ = {**environ, "ORCHESTRATOR_REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
